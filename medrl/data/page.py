@@ -1,0 +1,140 @@
+"""One HTML file that shows an image and its landmarks in a browser, without a network."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from torch import Tensor
+
+from medrl.data.planes import as_volume, display_window
+from medrl.data.write import whole_file
+from medrl.geometry.grids import bounding_box, sample, spacing_of, thin
+from medrl.types import FOUND, MISSING, Landmark
+
+LARGEST = 256**3  # voxels that are embedded; the page stays below some 20 MB
+UPRIGHT = 0.9998  # cosine of the tilt, 1 degree, up to which a volume is embedded as it is
+LONGEST_PATH = 100  # points of a path that are drawn
+VERSION = "0.69.0"  # of the viewer in medrl/data/niivue
+
+
+def write_page(
+    path: str | Path,
+    image: Any,
+    ras_from_voxel: Any,
+    landmarks: Sequence[Landmark],
+    *,
+    title: str = "",
+    window: tuple[float, float] | None = None,
+) -> None:
+    """Write a page with three slices, a 3D view, the landmarks, the paths of the agent and a table of the answers.
+
+    ``image`` is (1, X, Y, Z) or (X, Y, Z), ``ras_from_voxel`` (4, 4) its matrix in mm; ``window`` is the intensity
+    shown black and white (default: the 0.5 and 99.5 % quantiles).  Volume and viewer (NiiVue) are inside the file,
+    which works from a disk and fetches nothing.  The volume is embedded as 8-bit NIfTI with the intensities of the
+    image between its 0.1 and 99.9 % quantiles; in patient axes if oblique, so that the slices are those of
+    ``draw_landmarks``; and at half the resolution, as often as needed, if above 256^3 voxels.
+
+    Raises InputError for a wrong shape or matrix.
+    """
+    volume, matrix = as_volume(image, ras_from_voxel)
+    low, high = window or display_window(volume)
+    lower, upper = bounding_box(matrix, tuple(volume.shape), torch.eye(4).double())
+    decimals = 1 if float(spacing_of(matrix).min()) >= 0.5 else 2
+    shown, shown_matrix = _upright(volume, matrix)
+    present = [mark for mark in landmarks if mark.status != MISSING]
+    scene = {
+        "points": [{"label": m.label, "ras": _numbers(m.position_mm), "found": m.status == FOUND} for m in present],
+        "paths": [_thin_path(m.path_mm) for m in present if len(m.path_mm) > 1],
+        "radius": round(float((upper - lower).norm()) / 130, 4),
+        "window": [low, high],
+        "decimals": decimals,
+    }
+    folder = files("medrl.data") / "niivue"
+    text = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(title or "Landmarks"),
+        summary=f"{len(present)} of {len(landmarks)} landmarks present",
+        rows="\n".join(_row(mark, decimals) for mark in landmarks),
+        reduced="" if shown is volume else "The image is resampled for display.",
+        volume=base64.b64encode(_nifti(shown, shown_matrix.numpy(), (low, high))).decode(),
+        scene=json.dumps(scene, allow_nan=False).replace("<", "\\u003c"),
+        version=VERSION,
+        license=(folder / "LICENSE").read_text(encoding="utf-8"),
+        niivue=gzip.decompress((folder / "niivue.umd.js.gz").read_bytes()).decode("utf-8"),
+    )
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _upright(volume: Tensor, ras_from_voxel: Tensor) -> tuple[Tensor, Tensor]:
+    """Resample an oblique volume to patient axes, since the viewer cuts along voxel axes; halve what is too large."""
+    spacing_mm = spacing_of(ras_from_voxel)
+    if float((ras_from_voxel[:3, :3] / spacing_mm).abs().amax(0).min()) > UPRIGHT:
+        while volume.numel() > LARGEST:
+            volume, ras_from_voxel = thin(volume, ras_from_voxel, 2 * float(spacing_of(ras_from_voxel).min()))
+        return volume, ras_from_voxel
+    lower, upper = bounding_box(ras_from_voxel, tuple(volume.shape), torch.eye(4).double())
+    step_mm = max(float(spacing_mm.min()), float((upper - lower).prod() / LARGEST) ** (1 / 3))
+    volume, ras_from_voxel = thin(volume, ras_from_voxel, step_mm)
+    ras_from_grid = torch.diag(torch.tensor([step_mm] * 3 + [1.0], dtype=torch.float64))
+    ras_from_grid[:3, 3] = lower + step_mm / 2
+    shape = ((upper - lower) / step_mm).ceil().long().tolist()
+    return sample(volume, torch.linalg.inv(ras_from_voxel) @ ras_from_grid, tuple(shape)), ras_from_grid
+
+
+def _row(mark: Landmark, decimals: int) -> str:
+    if mark.status == MISSING:
+        row, places = "<tr>", ("–", "–")
+    else:
+        ras = np.asarray(mark.position_mm, np.float64)
+        row = '<tr tabindex="0">'
+        places = (
+            f"{_text(ras, decimals)}<br><i>{_text(ras * (-1, -1, 1), decimals)}</i>",
+            f"{mark.uncertainty_mm:.{decimals}f}",
+        )
+    status = mark.status.split()[0]
+    return (
+        f'{row}<td>{html.escape(mark.label)}</td><td class="{html.escape(status)}">{html.escape(mark.status)}</td>'
+        f"<td>{places[0]}</td><td>{places[1]}</td><td>{mark.presence:.2f}</td><td>{mark.steps}</td></tr>"
+    )
+
+
+def _text(point: np.ndarray, decimals: int) -> str:
+    return ", ".join(f"{value + 0.0:.{decimals}f}" for value in np.round(point, decimals))
+
+
+def _numbers(point: Any) -> list[float]:
+    return [round(float(value), 4) for value in point]
+
+
+def _thin_path(path_mm: np.ndarray) -> list[list[float]]:
+    """Drop the waiting steps of a path and, of a long one, all but LONGEST_PATH points; both ends stay."""
+    path = np.asarray(path_mm, np.float64)
+    path = path[np.r_[True, (np.diff(path, axis=0) != 0).any(1)]]
+    kept = np.unique(np.linspace(0, len(path) - 1, min(len(path), LONGEST_PATH)).round().astype(int))
+    return [_numbers(point) for point in path[kept]]
+
+
+def _nifti(volume: Tensor, ras_from_voxel: np.ndarray, window: tuple[float, float]) -> bytes:
+    """Return a .nii.gz of 8-bit values whose slope and intercept give the intensities of the image again."""
+    values = volume.float()
+    some = values.flatten()[:: max(1, values.numel() // 1_000_000)]
+    some = some[some.isfinite()]
+    low, high = torch.quantile(some, torch.tensor([0.001, 0.999])).tolist() if len(some) else window
+    low, high = min(low, window[0]), max(high, window[1])
+    slope = (high - low) / 255
+    grey = torch.nan_to_num((values - low) / slope, nan=0.0).round().clamp(0, 255).to(torch.uint8).numpy()
+    nifti = nibabel.Nifti1Image(grey, ras_from_voxel)
+    nifti.header.set_xyzt_units("mm")
+    nifti.header.set_slope_inter(slope, low)
+    return gzip.compress(nifti.to_bytes(), 6, mtime=0)

@@ -1,0 +1,75 @@
+"""Records that every layer exchanges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """A wrong input, told in one line: what, where, what was expected, what to do.  Never holds a patient tag."""
+
+
+class Step(NamedTuple):
+    """What an environment returns for B rows.
+
+    ``final_state`` is the true successor of every row, also of those that were reset; ``observation`` is what the
+    policy sees next, after any reset.
+    """
+
+    observation: Any
+    reward: Tensor  # (B,) float32
+    terminated: Tensor  # (B,) bool: the episode ended by itself
+    truncated: Tensor  # (B,) bool: the clock ran out; bootstrap from final_state
+    final_state: Any
+    metrics: dict[str, Tensor]
+
+
+class Decision(NamedTuple):
+    """What an agent answers: ``action`` (B,), the memory to hand back at the next call, ``value`` (B,)."""
+
+    action: Tensor
+    memory: Any = None
+    value: Tensor | None = None
+
+
+class Reward(Protocol):
+    """A written or learned reward over one transition; every reward of the package has this signature."""
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        """Return the (B,) rewards of the transitions."""
+        ...
+
+
+FOUND, MISSING, NOT_CONVERGED = "found", "missing", "not converged"
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """One answer of a landmark agent, in RAS millimetres."""
+
+    label: str
+    position_mm: tuple[float, float, float]
+    status: str = FOUND  # FOUND, MISSING (outside the field of view) or NOT_CONVERGED
+    uncertainty_mm: float = 0.0
+    presence: float = 1.0  # probability that the point lies inside the field of view
+    steps: int = 0
+    path_mm: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32), compare=False)  # (T, 3)
+
+
+def rows(state: Any, index: Tensor) -> Any:
+    """Select rows of a state (a NamedTuple of tensors with B first)."""
+    return type(state)(*(value[index] for value in state))
+
+
+def where(mask: Tensor, first: Any, second: Any) -> Any:
+    """Row-wise choice between two states of equal shape; ``mask`` is (B,) bool."""
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return type(first)(*(choose(a, b) for a, b in zip(first, second, strict=True)))
