@@ -35,10 +35,19 @@ class Environment:
         self.clock = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
         self.total = torch.zeros(self.num_envs, device=self.device)
         self.ended = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        return self.observe()
+
+    def observe(self) -> Any:
+        """What the policy sees of the present state."""
         return self.task.observe(self.state)
 
     def step(self, action: Tensor) -> Step:
-        """Advance all rows by their actions (B,) and reset those that ended."""
+        """Advance all rows by their actions (B,), reset those that ended, and observe."""
+        step = self.advance(action)
+        return step._replace(observation=self.observe())
+
+    def advance(self, action: Tensor) -> Step:
+        """The same without an observation (None), for callers that render when they need to."""
         task, old = self.task, self.state
         new = task.advance(old, action)
         reward = task.reward(old, action, new)
@@ -47,7 +56,7 @@ class Environment:
             new = where(self.ended, old, new)
             reward = torch.where(self.ended, 0.0, reward)
             terminated = terminated & ~self.ended
-        self.clock = self.clock + 1
+        self.clock = self.clock + ~self.ended
         truncated = (self.clock >= task.max_steps) & ~terminated & ~self.ended
         self.total = self.total + reward
         just = terminated | truncated
@@ -64,15 +73,19 @@ class Environment:
         self.clock = torch.where(group, 0, self.clock)
         self.total = torch.where(group, 0.0, self.total)
         self.ended = over & ~group
-        return Step(task.observe(self.state), reward, terminated, truncated, new, metrics)
+        return Step(None, reward, terminated, truncated, new, metrics)
 
     def reset_rows(self, mask: Tensor) -> Any:
         """Start the rows of a mask (B,) anew, as after replacing their cases; returns the observation."""
+        self.restart(mask)
+        return self.observe()
+
+    def restart(self, mask: Tensor) -> None:
+        """Start the rows of a mask (B,) anew, without observing."""
         self.state = where(mask, self._fresh(), self.state)
         self.clock = torch.where(mask, 0, self.clock)
         self.total = torch.where(mask, 0.0, self.total)
         self.ended = self.ended & ~mask
-        return self.task.observe(self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from medrl.returns import n_step
-from medrl.types import rows
 
 BUCKET = 1024  # leaves of the two-level sum that share one partial sum
 
@@ -32,8 +31,11 @@ class Replay:
     """A ring of transitions as states, preallocated on the device [state replay; Schaul 2016 for priorities].
 
     The ring holds time steps of ``num_envs`` rows.  ``alpha`` 0 draws evenly.  With ``every_head`` each transition
-    carries the reward that every head of the task would have had (``task.each_head``).  A window of n steps never
-    crosses the write head, and ends where an episode ended, with the true successor kept.
+    carries the reward that every head of the task would have had (``task.each_head``, for tasks that have heads).
+
+    A transition is drawn only if its window of n steps is written to the end, or is cut short by the end of its
+    episode, whose true successor is kept.  Until then it waits with priority 0, as do inactive rows and discarded
+    cases for ever.  So no window crosses the write head: it holds only steps that are newer than its first.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class Replay:
         alpha: float = 0.0, beta: float = 0.4, every_head: bool = True,
     ) -> None:  # fmt: skip
         self.task, self.num_envs, self.n, self.gamma = task, num_envs, n, gamma
-        self.alpha, self.beta, self.every_head = alpha, beta, every_head
+        self.alpha, self.beta = alpha, beta
+        self.every_head = every_head and hasattr(task, "each_head")
         self.length = max(n + 1, capacity // num_envs)  # time steps
         self.device = torch.device(getattr(task.cases, "device", "cpu"))
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -52,36 +55,33 @@ class Replay:
         self.priority = torch.zeros(leaves, device=self.device)
         self.partial = torch.zeros(leaves // BUCKET, device=self.device)
         self.highest = torch.ones((), device=self.device)
+        self.waiting = torch.zeros((n, num_envs), dtype=torch.bool, device=self.device)  # step t in row t modulo n
 
     def __len__(self) -> int:
-        return min(self.time, self.length) * self.num_envs
+        """Transitions whose whole window is written."""
+        return max(0, min(self.time, self.length) - (self.n - 1)) * self.num_envs
 
-    def add(self, state: Any, action: Tensor, next_state: Any, terminated: Tensor, ended: Tensor, active: Tensor) -> None:
+    def add(
+        self, state: Any, action: Tensor, next_state: Any, terminated: Tensor, ended: Tensor, active: Tensor
+    ) -> None:
         """Store one time step of all rows; ``ended`` is terminated or truncated, inactive rows are never drawn."""
         values = {f"state.{n}": v for n, v in enumerate(state)} | {f"next.{n}": v for n, v in enumerate(next_state)}
-        values |= {"action": action.to(torch.int8), "terminated": terminated, "ended": ended}
+        values |= {"action": action.to(torch.int16), "terminated": terminated, "ended": ended}
         if not self.store:
             self.state_type = type(state)
             for name, value in values.items():
                 self.store[name] = torch.zeros((self.length, *value.shape), dtype=value.dtype, device=self.device)
-        slot = self.time % self.length
         for name, value in values.items():
-            self.store[name][slot] = value
+            self.store[name][self.time % self.length] = value
+        self.waiting[self.time % self.n] = active
+        for age in range(min(self.n, self.time + 1)):
+            self._release(age, ended)
         self.time += 1
-        row = torch.arange(self.num_envs, device=self.device)
-        # a step can be drawn once its whole window is written; the slot just overwritten cuts the window before it
-        ready = (self.time - self.n) % self.length
-        if self.time >= self.n:
-            self._set(ready * self.num_envs + row, self.highest * self._active(ready, active))
-        self._set(((slot + 1) % self.length) * self.num_envs + row, torch.zeros(self.num_envs, device=self.device))
-        if self.n > 1:
-            stale = torch.arange(2, self.n + 1, device=self.device)
-            late = ((slot + stale) % self.length)[:, None] * self.num_envs + row
-            late = late if self.time > self.length - self.n else late[:0]
-            self._set(late.reshape(-1)[: 0 if self.time < self.length else None], torch.zeros((), device=self.device))
 
     def sample(self, count: int) -> Batch:
-        """Draw transitions by priority and render them."""
+        """Draw transitions by priority and render them; RuntimeError before the first window is complete."""
+        if len(self) == 0:
+            raise RuntimeError(f"the replay holds {self.time} steps, a window needs {self.n}: act before learning")
         index, weight = self._draw(count)
         time, row = index // self.num_envs, index % self.num_envs
         window = (time + torch.arange(self.n, device=self.device)[:, None]) % self.length  # (n, B)
@@ -103,15 +103,20 @@ class Replay:
             return
         value = (error.detach().abs() + 1e-3) ** self.alpha
         self.highest = torch.maximum(self.highest, value.max())
-        self._set(index, torch.where(self.priority[index] > 0, value, 0.0))
+        self.priority[index] = torch.where(self.priority[index] > 0, value, 0.0)
+        # summed anew rather than corrected: right also for an index drawn twice, and rounding errors do not add up
+        bucket = index // BUCKET
+        self.partial[bucket] = self._leaves()[bucket].sum(1)
 
     def discard(self, cases: Tensor) -> None:
         """Never again draw transitions of these case indices (their volumes were replaced)."""
         if not self.store:
             return
-        gone = torch.isin(self.store["state.0"].long(), cases.to(self.device)).reshape(-1)
-        self.priority[: len(gone)].mul_(~gone)
-        self.partial = self.priority.reshape(-1, BUCKET).sum(1)
+        gone = torch.isin(self.store["state.0"].long(), cases.to(self.device))  # (length, num_envs)
+        self.priority[: gone.numel()].mul_(~gone.reshape(-1))
+        self.partial = self._leaves().sum(1)
+        for time in range(max(0, self.time - self.n), self.time):
+            self.waiting[time % self.n].logical_and_(~gone[time % self.length])
 
     def bytes_per_transition(self) -> float:
         """Bytes that one stored transition costs, priorities included."""
@@ -121,17 +126,39 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs, as tensors and numbers."""
         return {
-            "store": self.store, "time": self.time, "priority": self.priority, "highest": self.highest,
-            "generator": self.generator.get_state(),
+            "store": self.store, "time": self.time, "priority": self.priority, "partial": self.partial,
+            "highest": self.highest, "waiting": self.waiting, "generator": self.generator.get_state(),
         }  # fmt: skip
 
-    def load_state_dict(self, saved: dict[str, Any], state_type: Any) -> None:
-        """Undo ``state_dict``; ``state_type`` is the NamedTuple class of the task's states."""
-        self.store = {k: v.to(self.device) for k, v in saved["store"].items()}
-        self.time, self.state_type = saved["time"], state_type
-        self.priority, self.highest = saved["priority"].to(self.device), saved["highest"].to(self.device)
-        self.partial = self.priority.reshape(-1, BUCKET).sum(1)
+    def load_state_dict(self, saved: dict[str, Any], state_type: Any = None) -> None:
+        """Undo ``state_dict``; ``state_type``, the NamedTuple class of the states, is asked of the task if not given.
+
+        Raises ValueError if the saved replay has another capacity, number of rows or n.
+        """
+        for name in ("priority", "waiting"):
+            if saved[name].shape != getattr(self, name).shape:
+                raise ValueError("the saved replay has another capacity, num_envs or n than this one: use the same")
+        if state_type is None:
+            first = torch.zeros(1, dtype=torch.int64, device=self.device)
+            state_type = type(self.task.initial(first, torch.Generator(self.device)))
+        self.state_type, self.time = state_type, saved["time"]
+        self.store = {name: value.to(self.device, copy=True) for name, value in saved["store"].items()}
+        for name in ("priority", "partial", "highest", "waiting"):
+            setattr(self, name, saved[name].to(self.device, copy=True))
         self.generator.set_state(saved["generator"].cpu())
+
+    def _release(self, age: int, ended: Tensor) -> None:
+        """Let those of the rows stored ``age`` steps ago be drawn whose window the newest step completes."""
+        time = self.time - age
+        waiting = self.waiting[time % self.n]
+        ready = waiting & ended if age < self.n - 1 else waiting.clone()
+        waiting.logical_and_(~ready)
+        first = time % self.length * self.num_envs
+        priority = self.priority[first : first + self.num_envs]
+        before = priority if age > 0 else torch.zeros_like(priority)  # the newest step took the oldest one's place
+        priority.copy_(torch.where(ready, self.highest, before))
+        buckets = slice(first // BUCKET, (first + self.num_envs - 1) // BUCKET + 1)
+        self.partial[buckets] = self._leaves()[buckets].sum(1)
 
     def _reward(self, time: Tensor, row: Tensor) -> Tensor:
         state, next_state = self._state("state", time, row), self._state("next", time, row)
@@ -147,27 +174,26 @@ class Replay:
         return self.state_type(*(self.store[f"{part}.{n}"][time, row] for n in range(count)))
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Indices (B,) by priority, one from each of B equal shares of the total, and importance weights (B,)."""
         sums = self.partial.double().cumsum(0)
-        aim = (torch.arange(count, device=self.device) + self._random(count)) / count * sums[-1]
+        share = (torch.arange(count, device=self.device) + self._random(count)) / count
+        aim = share.clamp(max=1 - 1e-12) * sums[-1]
         bucket = torch.searchsorted(sums, aim, right=True).clamp(max=len(sums) - 1)
-        rest = aim - (sums[bucket] - self.partial[bucket])
-        leaves = self.priority.reshape(-1, BUCKET)[bucket].double().cumsum(1)
-        leaf = torch.searchsorted(leaves, rest[:, None].clamp(min=0), right=True)[:, 0]
+        leaves = self._leaves()[bucket]
+        within = leaves.double().cumsum(1)
+        rest = (aim - (sums[bucket] - self.partial[bucket])).clamp(min=0)
+        leaf = torch.searchsorted(within, rest[:, None], right=True)[:, 0]
         # rounding may step past the last leaf with a priority: go back to it
-        last = BUCKET - 1 - (self.priority.reshape(-1, BUCKET)[bucket].flip(1) > 0).float().argmax(1)
-        leaf = torch.minimum(leaf, last)
-        index = bucket * BUCKET + leaf
+        last = BUCKET - 1 - (leaves.flip(1) > 0).int().argmax(1)
+        index = (bucket * BUCKET + torch.minimum(leaf, last)).clamp(max=self.length * self.num_envs - 1)
+        if self.alpha == 0:
+            return index, torch.ones(count, device=self.device)
         chance = self.priority[index] / sums[-1].float()
-        weight = (chance * len(self)).clamp(min=1e-12) ** -self.beta if self.alpha > 0 else torch.ones_like(chance)
+        weight = (chance * len(self)).clamp(min=1e-12) ** -self.beta
         return index, weight / weight.max()
 
     def _random(self, count: int) -> Tensor:
         return torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float64)
 
-    def _set(self, index: Tensor, value: Tensor) -> None:
-        before = self.priority[index]
-        self.priority[index] = value.expand(len(index)) if value.ndim == 0 else value
-        self.partial.index_add_(0, index // BUCKET, self.priority[index] - before)
-
-    def _active(self, slot: int, active: Tensor) -> Tensor:
-        return active.float() if self.n == 1 else torch.ones_like(active, dtype=torch.float32)
+    def _leaves(self) -> Tensor:
+        return self.priority.reshape(-1, BUCKET)

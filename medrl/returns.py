@@ -17,12 +17,12 @@ def n_step(reward: Tensor, ended: Tensor, gamma: float) -> tuple[Tensor, Tensor,
     discount = gamma ** torch.arange(len(reward), device=reward.device, dtype=reward.dtype)
     shape = [len(reward), *[1] * (reward.ndim - 1)]
     mask = alive.reshape(*alive.shape, *[1] * (reward.ndim - 2))
-    total = (reward * mask * discount.reshape(shape)).sum(0)
+    total = torch.where(mask, reward * discount.reshape(shape), 0.0).sum(0)
     return total, steps, gamma ** steps.to(reward.dtype)
 
 
 def td_target(reward: Tensor, discount: Tensor, terminated: Tensor, next_value: Tensor) -> Tensor:
-    """``reward + discount * next_value``, without the bootstrap where the episode terminated (truncation bootstraps)."""
+    """``reward + discount * next_value``; no bootstrap where the episode terminated, but where it was truncated."""
     return reward + discount * torch.where(terminated, 0.0, next_value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ class Agent(nn.Module):
     """
 
     network: nn.Module
+    ready: bool = True  # whether enough was recorded to learn from
+    gradient_hook: Callable[[list[nn.Parameter]], None] | None = None  # called between backward and step
 
     def act(self, observation: Any, memory: Any = None, explore: bool = False) -> Decision:
         """Choose actions (B,) for B observations."""
@@ -60,5 +64,13 @@ def own_value(values: Tensor, observation: Any) -> Tensor:
 def schedule(update: int, total: int, warm_up: int = 100, floor: float = 0.02) -> float:
     """Learning-rate factor: linear warm-up, then a cosine down to ``floor``."""
     rise = min(1.0, (update + 1) / max(1, warm_up))
-    fall = 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, update / max(1, total))))))
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, update / max(1, total))))
     return rise * (floor + (1 - floor) * fall)
+
+
+def look(network: nn.Module, image: Tensor, targets: dict[str, Tensor] | None) -> tuple[Tensor, Tensor | None]:
+    """The network's output, and its place loss (B, L) where it votes over places and the targets are known."""
+    if targets is None or not hasattr(network, "place_loss"):
+        return network(image).float(), None
+    output, place = network.locate(image)
+    return output.float(), network.place_loss(place, targets["offset_mm"])

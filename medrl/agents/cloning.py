@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from medrl.agents.base import Agent, every_value, image_of, own_value, schedule
+from medrl.agents.base import Agent, every_value, image_of, look, own_value, schedule
 from medrl.agents.supervision import near_weight
 from medrl.types import Decision
 
@@ -54,7 +54,7 @@ class Cloning(Agent):
         state = self.task.sample(self.batch_size, self.generator)
         observation, targets = self.task.observe(state), self.task.targets(state)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.network(image_of(observation)).float()
+            output, place = look(self.network, image_of(observation), targets)
         heads = self.network.split(output)
         weight = near_weight(targets, self.near_mm)[..., None]
         gains = targets["gains"]
@@ -66,10 +66,12 @@ class Cloning(Agent):
             action_loss = (loss * weight).sum() / gains.shape[-2]
         loss, parts = action_loss, {"action": action_loss.detach()}
         if self.supervision is not None:
-            extra, more = self.supervision(heads, targets)
+            extra, more = self.supervision(heads, targets, place)
             loss, parts = loss + extra, parts | more
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.gradient_hook is not None:
+            self.gradient_hook(list(self.network.parameters()))
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         self.optimizer.step()
         self.update += 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
-from medrl.agents.base import Agent, every_value, image_of, own_value, schedule
+from medrl.agents.base import Agent, every_value, image_of, look, own_value, schedule
 from medrl.agents.cloning import follow
 from medrl.agents.supervision import near_weight
 from medrl.experience import Replay
@@ -49,6 +49,9 @@ class DQN(Agent):
         bf16: bool = True, clip: float = 5.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        largest = (replay.length - replay.n + 1) * replay.num_envs
+        if warm_up > largest:
+            raise ValueError(f"warm_up {warm_up} is never reached: the replay holds {largest} transitions")
         self.network = network
         self.target = copy.deepcopy(network).eval().requires_grad_(False)
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
@@ -90,7 +93,7 @@ class DQN(Agent):
     @property
     def ready(self) -> bool:
         """Whether the replay holds enough to learn from."""
-        return len(self.replay) >= self.warm_up
+        return len(self.replay) >= max(1, self.warm_up)
 
     def learn(self) -> dict[str, Tensor]:
         """One update from the replay."""
@@ -100,8 +103,9 @@ class DQN(Agent):
         task, network = self.replay.task, self.network
         image, next_image = image_of(batch.observation), image_of(batch.next_observation)
         unit, next_unit = _units(task, batch.state), _units(task, batch.next_state)
+        targets = task.targets(batch.state) if hasattr(task, "targets") else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = network(image).float()
+            output, place = look(network, image, targets)
             with torch.no_grad():
                 target_out = self.target(next_image).float()
                 online_out = self.average(next_image).float() if self.double else target_out
@@ -112,8 +116,7 @@ class DQN(Agent):
             q, batch.action, batch.reward / unit[:, None], batch.discount, batch.terminated, online_next, target_next
         )
         parts = {"q": q.detach().mean(), "td_error": error.abs().mean()}
-        if hasattr(task, "targets"):
-            targets = task.targets(batch.state)
+        if targets is not None:
             share = near_weight(targets, self.near_mm)
             own = (error.abs() * share).sum(1) / share.sum(1).clamp(min=1e-12)
             total = (loss * share * batch.weight[:, None]).sum()
@@ -124,12 +127,14 @@ class DQN(Agent):
                 )
                 total = total + self.imitation * (gap.abs().mean((-2, -1)) * share).sum()
             if self.supervision is not None:
-                extra, more = self.supervision(heads, targets)
+                extra, more = self.supervision(heads, targets, place)
                 total, parts = total + extra, parts | more
         else:
             own, total = error.abs().mean(1), (loss.mean(1) * batch.weight).mean()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if self.gradient_hook is not None:
+            self.gradient_hook(list(self.network.parameters()))
         nn.utils.clip_grad_norm_(network.parameters(), self.clip)
         self.optimizer.step()
         self.replay.update_priority(batch.index, own)

@@ -142,7 +142,8 @@ def _check_leaks(document: dict[str, Any]) -> None:
 
 
 def _relative(path: Path, folder: Path) -> str:
+    path = path.parent.resolve() / path.name  # a link keeps its own name: it is the case id (git-annex, datalad)
     try:
-        return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
     except ValueError:  # another drive
-        return path.resolve().as_posix()
+        return path.as_posix()

@@ -10,14 +10,15 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medrl.data.slices import (
+    Frame,
     Policy,
+    check_alike,
     check_stack,
     resample_stack,
     stack_grid,
@@ -33,22 +34,10 @@ logger = logging.getLogger(__name__)
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 HEADER = [
-    "SOPClassUID", "SeriesInstanceUID", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns",
+    "SeriesInstanceUID", "ImageType", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns",
     "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One slice: where its pixels are, and where it lies (LPS mm)."""
-
-    path: Path
-    index: int  # in a multi-frame file
-    size: tuple[int, int]  # columns, rows
-    spacing_mm: np.ndarray  # (2,) along a row, along a column
-    axes: np.ndarray  # (2, 3) unit vectors of these
-    position: np.ndarray  # (3,) centre of the first pixel
 
 
 def is_dicom_folder(folder: Path) -> bool:
@@ -74,7 +63,7 @@ def read_series(folder: Path | str, *, policy: Policy = "refuse") -> tuple[np.nd
     where = folder.name
     with warnings.catch_warnings(action="ignore"):  # pydicom's warnings quote the values of tags
         frames = _find_frames(folder)
-        _check_alike(frames, where)
+        check_alike(frames, where)
         axes, spacing_mm = frames[0].axes, frames[0].spacing_mm
         order = stacking_order(np.stack([frame.position for frame in frames]), axes)
         frames = [frames[index] for index in order]
@@ -142,17 +131,6 @@ def _frames_of(path: Path, header: Dataset) -> Iterator[Frame]:
         yield Frame(path, index, (int(header.Columns), int(header.Rows)), spacing_mm, axes, position)
 
 
-def _check_alike(frames: list[Frame], where: str) -> None:
-    first = frames[0]
-    if len(frames) < 2:
-        raise InputError(f"{where}: holds a single slice; expected a volume")
-    if any(np.abs(frame.axes - first.axes).max() > 1e-3 for frame in frames):
-        raise InputError(f"{where}: slices of different orientation; expected one volume, remove localizers")
-    stretch = max(np.abs(frame.spacing_mm / first.spacing_mm - 1).max() for frame in frames)
-    if stretch > 1e-3 or any(frame.size != first.size for frame in frames):
-        raise InputError(f"{where}: slices of different size or pixel spacing; expected one volume")
-
-
 def _read_pixels(frames: list[Frame]) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 
@@ -203,5 +181,8 @@ def _numbers(value: Any, tag: str, count: int, path: Path) -> np.ndarray:
 
 
 def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        raise InputError(f"{path.name}: cannot be opened; check its permissions") from None

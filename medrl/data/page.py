@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medrl.data.planes import as_volume, display_window
+from medrl.data.planes import as_volume, display_window, finite_quantiles, present_landmarks
 from medrl.data.write import whole_file
 from medrl.geometry.grids import bounding_box, sample, spacing_of, thin
 from medrl.types import FOUND, MISSING, Landmark
@@ -48,11 +48,11 @@ def write_page(
     Raises InputError for a wrong shape or matrix.
     """
     volume, matrix = as_volume(image, ras_from_voxel)
-    low, high = window or display_window(volume)
+    low, high = display_window(volume, window)
     lower, upper = bounding_box(matrix, tuple(volume.shape), torch.eye(4).double())
     decimals = 1 if float(spacing_of(matrix).min()) >= 0.5 else 2
     shown, shown_matrix = _upright(volume, matrix)
-    present = [mark for mark in landmarks if mark.status != MISSING]
+    present = present_landmarks(landmarks)
     scene = {
         "points": [{"label": m.label, "ras": _numbers(m.position_mm), "found": m.status == FOUND} for m in present],
         "paths": [_thin_path(m.path_mm) for m in present if len(m.path_mm) > 1],
@@ -79,12 +79,15 @@ def write_page(
 def _upright(volume: Tensor, ras_from_voxel: Tensor) -> tuple[Tensor, Tensor]:
     """Resample an oblique volume to patient axes, since the viewer cuts along voxel axes; halve what is too large."""
     spacing_mm = spacing_of(ras_from_voxel)
+    step_mm = float(spacing_mm.min())
     if float((ras_from_voxel[:3, :3] / spacing_mm).abs().amax(0).min()) > UPRIGHT:
-        while volume.numel() > LARGEST:
-            volume, ras_from_voxel = thin(volume, ras_from_voxel, 2 * float(spacing_of(ras_from_voxel).min()))
-        return volume, ras_from_voxel
+        shown, shown_matrix = volume, ras_from_voxel
+        while shown.numel() > LARGEST:  # the finest axes first
+            step_mm *= 2
+            shown, shown_matrix = thin(volume, ras_from_voxel, step_mm)
+        return shown, shown_matrix
     lower, upper = bounding_box(ras_from_voxel, tuple(volume.shape), torch.eye(4).double())
-    step_mm = max(float(spacing_mm.min()), float((upper - lower).prod() / LARGEST) ** (1 / 3))
+    step_mm = max(step_mm, float((upper - lower).prod() / LARGEST) ** (1 / 3))
     volume, ras_from_voxel = thin(volume, ras_from_voxel, step_mm)
     ras_from_grid = torch.diag(torch.tensor([step_mm] * 3 + [1.0], dtype=torch.float64))
     ras_from_grid[:3, 3] = lower + step_mm / 2
@@ -94,7 +97,7 @@ def _upright(volume: Tensor, ras_from_voxel: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row(mark: Landmark, decimals: int) -> str:
     if mark.status == MISSING:
-        row, places = "<tr>", ("–", "–")
+        row, places = "<tr>", ("", "")
     else:
         ras = np.asarray(mark.position_mm, np.float64)
         row = '<tr tabindex="0">'
@@ -120,20 +123,18 @@ def _numbers(point: Any) -> list[float]:
 def _thin_path(path_mm: np.ndarray) -> list[list[float]]:
     """Drop the waiting steps of a path and, of a long one, all but LONGEST_PATH points; both ends stay."""
     path = np.asarray(path_mm, np.float64)
-    path = path[np.r_[True, (np.diff(path, axis=0) != 0).any(1)]]
+    path = path[np.isfinite(path).all(1)]
+    path = path[:1] if len(path) < 2 else path[np.r_[True, (np.diff(path, axis=0) != 0).any(1)]]
     kept = np.unique(np.linspace(0, len(path) - 1, min(len(path), LONGEST_PATH)).round().astype(int))
     return [_numbers(point) for point in path[kept]]
 
 
 def _nifti(volume: Tensor, ras_from_voxel: np.ndarray, window: tuple[float, float]) -> bytes:
     """Return a .nii.gz of 8-bit values whose slope and intercept give the intensities of the image again."""
-    values = volume.float()
-    some = values.flatten()[:: max(1, values.numel() // 1_000_000)]
-    some = some[some.isfinite()]
-    low, high = torch.quantile(some, torch.tensor([0.001, 0.999])).tolist() if len(some) else window
+    low, high = finite_quantiles(volume, 0.001, 0.999)
     low, high = min(low, window[0]), max(high, window[1])
     slope = (high - low) / 255
-    grey = torch.nan_to_num((values - low) / slope, nan=0.0).round().clamp(0, 255).to(torch.uint8).numpy()
+    grey = torch.nan_to_num((volume.float() - low) / slope, nan=0.0).round().clamp(0, 255).to(torch.uint8).numpy()
     nifti = nibabel.Nifti1Image(grey, ras_from_voxel)
     nifti.header.set_xyzt_units("mm")
     nifti.header.set_slope_inter(slope, low)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medrl.data.planes import as_volume, cut_plane, display_window
+from medrl.data.planes import as_volume, cut_plane, display_window, present_landmarks
 from medrl.data.write import whole_file
 from medrl.geometry.grids import bounding_box, spacing_of
 from medrl.types import FOUND, MISSING, InputError, Landmark
@@ -88,9 +88,8 @@ def landmark_figure(
 ) -> Any:
     """Lay out the figure that ``draw_landmarks`` writes; returns a ``matplotlib.figure.Figure``."""
     volume, matrix = as_volume(image, ras_from_voxel)
-    low, high = window or display_window(volume)
-    volume = volume.float()
-    shown = [mark for mark in landmarks if mark.status != MISSING]
+    low, high = display_window(volume, window)
+    volume, shown = volume.float(), present_landmarks(landmarks)
     lower, upper = (corner.numpy() for corner in bounding_box(matrix, tuple(volume.shape), torch.eye(4).double()))
     side = upper - lower
     columns = max(1, math.ceil(math.sqrt(len(shown) / 3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medrl.geometry.grids import sample
-from medrl.types import InputError
+from medrl.types import MISSING, InputError, Landmark
 
 
 def as_volume(image: Any, ras_from_voxel: Any) -> tuple[Tensor, Tensor]:
@@ -33,13 +34,29 @@ def as_volume(image: Any, ras_from_voxel: Any) -> tuple[Tensor, Tensor]:
     return volume, matrix
 
 
-def display_window(volume: Tensor) -> tuple[float, float]:
-    """Intensities shown black and white: the 0.5 and 99.5 % quantiles of the finite voxels."""
+def present_landmarks(landmarks: Sequence[Landmark]) -> list[Landmark]:
+    """Return the landmarks that are not missing.  Raises InputError if one of them has no finite position."""
+    present = [mark for mark in landmarks if mark.status != MISSING]
+    for mark in present:
+        if not np.isfinite(mark.position_mm).all():
+            raise InputError(f"landmark {mark.label} has no finite position; expected three numbers or status missing")
+    return present
+
+
+def display_window(volume: Tensor, window: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Return the intensities shown black and white; by default the 0.5 and 99.5 % quantiles of the finite voxels."""
+    low, high = window or finite_quantiles(volume, 0.005, 0.995)
+    if window and not low < high:
+        raise InputError(f"window ({low:g}, {high:g}) is empty; expected (low, high) with low < high")
+    return low, high if high > low else low + 1.0
+
+
+def finite_quantiles(volume: Tensor, *shares: float) -> list[float]:
+    """Quantiles of about a million evenly spread finite voxels; zeros if there is none."""
     values = volume.flatten()
     values = values[:: max(1, len(values) // 1_000_000)].float()
     values = values[values.isfinite()]
-    low, high = torch.quantile(values, torch.tensor([0.005, 0.995])).tolist() if len(values) else (0.0, 1.0)
-    return low, high if high > low else low + 1.0
+    return torch.quantile(values, torch.tensor(shares)).tolist() if len(values) else [0.0] * len(shares)
 
 
 def cut_plane(

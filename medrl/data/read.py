@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
-from torch import Tensor
 
 from medrl.data.dicom import is_dicom_folder, read_series
 from medrl.data.slices import Policy
@@ -74,7 +70,8 @@ def case_name(path: Path | str) -> str:
 def find_cases(folder: Path | str) -> dict[str, Path]:
     """Find the cases of a folder: every image file, and every sub-folder that holds a DICOM series.
 
-    Label maps are images too: keep them in another folder.  Hidden entries are left out.
+    Label maps are images too: keep them in another folder.  Hidden entries are left out.  A folder of nothing but
+    slices is one case itself.
 
     Returns:
         case id -> path, sorted by case id.
@@ -96,25 +93,12 @@ def find_cases(folder: Path | str) -> dict[str, Path]:
         first = cases.setdefault(case_name(path), path)
         if first is not path:
             raise InputError(f"{first.name} and {path.name}: two inputs with one case id; rename or remove one")
+    if not cases and is_dicom_folder(folder):
+        return {case_name(folder): folder}
     if not cases:
         suffixes = " ".join(IMAGE_SUFFIXES)
         raise InputError(f"{folder.name}: holds no image; expected files ({suffixes}) or one folder per DICOM series")
     return dict(sorted(cases.items()))
-
-
-class LoadImageStrictd(MapTransform):
-    """`read_image` as a dictionary transform for a bundle's ``preprocessing``; what is a tensor already is kept.
-
-    MONAI's own ``LoadImaged`` falls back to lenient readers, which accept a series with a missing or tilted slice.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return a copy with the paths under ``keys`` replaced by volumes."""
-        loaded = dict(data)
-        for key in self.key_iterator(loaded):
-            if not isinstance(loaded[key], Tensor):
-                loaded[key] = read_image(loaded[key])
-        return loaded
 
 
 def _load(path: Path, dtype: type[np.number], policy: Policy = "refuse") -> MetaTensor:
@@ -147,7 +131,9 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         image = nibabel.load(path, mmap=False)
         if image.get_data_dtype().kind not in "biuf":
             raise InputError(f"{path.name}: voxels are colours or complex numbers; expected one number a voxel")
-        return np.asarray(image.dataobj), np.asarray(image.affine, dtype=np.float64)
+        ras_from_voxel = np.array(image.affine, dtype=np.float64)
+        ras_from_voxel[:3] *= {1: 1e3, 3: 1e-3}.get(int(image.header["xyzt_units"]) & 7, 1.0)  # metres, micrometres
+        return np.asarray(image.dataobj), ras_from_voxel
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         if isinstance(error, InputError):
             raise

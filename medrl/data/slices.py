@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,6 +16,30 @@ Policy = Literal["refuse", "resample"]
 GAP_TOLERANCE_MM = 0.01
 GAP_TOLERANCE = 0.01  # of the slice distance; the larger of the two counts
 TILT_TOLERANCE_MM = 0.1  # sideways drift over the whole stack; above the rounding of written orientations
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice: where its pixels are, and where it lies (patient space, mm)."""
+
+    path: Path
+    index: int  # in a multi-frame file
+    size: tuple[int, int]  # columns, rows
+    spacing_mm: np.ndarray  # (2,) along a row, along a column
+    axes: np.ndarray  # (2, 3) unit vectors of these
+    position: np.ndarray  # (3,) centre of the first pixel
+
+
+def check_alike(frames: Sequence[Frame], where: str) -> None:
+    """Check that slices can be stacked; InputError for a single one, or for mixed orientations, sizes or spacings."""
+    first = frames[0]
+    if len(frames) < 2:
+        raise InputError(f"{where}: holds a single slice; expected a volume")
+    if any(np.abs(frame.axes - first.axes).max() > 1e-3 for frame in frames):
+        raise InputError(f"{where}: slices of different orientation; expected one volume, remove localizers")
+    stretch = max(np.abs(frame.spacing_mm / first.spacing_mm - 1).max() for frame in frames)
+    if stretch > 1e-3 or any(frame.size != first.size for frame in frames):
+        raise InputError(f"{where}: slices of different size or pixel spacing; expected one volume")
 
 
 def stacking_order(positions: np.ndarray, axes: np.ndarray) -> np.ndarray:
@@ -81,9 +108,10 @@ def resample_stack(
     from scipy.ndimage import affine_transform
 
     along_mm = (positions - positions[0]) @ np.cross(*axes)
-    shifts = (positions - positions[0]) @ axes.T / spacing_mm  # (N, 2) pixels, sideways
-    start = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
-    size = slices.shape[:2] + np.ceil(shifts.max(axis=0) - 1e-6).astype(int) - start
+    # (N, 2) pixels, sideways; less than a thousandth is the header's rounding and must not cost a border row
+    shifts = np.round((positions - positions[0]) @ axes.T / spacing_mm, 3)
+    start = np.floor(shifts.min(axis=0)).astype(int)
+    size = slices.shape[:2] + np.ceil(shifts.max(axis=0)).astype(int) - start
     step_mm = float(np.median(np.diff(along_mm)))
     count = int(np.floor(along_mm[-1] / step_mm + 0.5)) + 1
     least = float(slices.min())

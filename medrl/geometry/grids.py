@@ -27,16 +27,28 @@ def grey_window(volume: Tensor, window: tuple[float, float] | None = None) -> tu
     """Lower and upper intensity that become 1 and 255.
 
     With ``window`` None (MRI): from the darkest 1 % to 1.6 times the 90th percentile of the foreground, where
-    foreground is all above the mean; so a skull-stripped brain and a whole head get alike tissue values.
+    foreground is all above the mean; so a skull-stripped brain and a whole head get alike tissue values.  Voxels that
+    are not finite count nowhere.  ValueError if no finite voxel differs from the others.
     """
     if window is not None:
         return float(window[0]), float(window[1])
     sample = volume.flatten()
     sample = sample[:: max(1, len(sample) // 500_000)].float()
+    sample = sample[sample.isfinite()]
+    check_contrast(sample)
     low = torch.quantile(sample, 0.01)
     foreground = sample[sample > sample.mean()]
     high = low + 1.6 * (torch.quantile(foreground, 0.9) - low)
     return float(low), float(torch.maximum(high, low + 1e-6))
+
+
+def check_contrast(volume: Tensor) -> None:
+    """ValueError if a volume has no finite voxel, or only one value."""
+    finite = volume[volume.isfinite()] if volume.is_floating_point() else volume
+    if len(finite) == 0:
+        raise ValueError("no voxel has a finite value")
+    if finite.amin() == finite.amax():
+        raise ValueError("all voxels have the same value")
 
 
 def thin(volume: Tensor, ras_from_voxel: Tensor, spacing_mm: float) -> tuple[Tensor, Tensor]:
@@ -99,11 +111,12 @@ def canonical(
 
     Returns the grid and ``ras_from_centre`` (4, 4): RAS mm from mm in the frame, measured from the grid's centre.
     ``box_mm`` limits the grid to a box of the frame; its sides become multiples of ``multiple`` voxels.  A grid of
-    more than ``largest`` voxels is refused with ValueError.
+    more than ``largest`` voxels, or a volume without contrast, is refused with ValueError.
     """
     frame_from_ras = torch.eye(4, dtype=torch.float64) if frame_from_ras is None else frame_from_ras.double()
     ras_from_voxel = ras_from_voxel.double()
     scale = float(torch.linalg.det(frame_from_ras[:3, :3]).abs()) ** (1 / 3)
+    check_contrast(volume)
     low, high = grey_window(volume, window)
     lower, upper = bounding_box(ras_from_voxel, tuple(volume.shape), frame_from_ras)
     if box_mm is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ class Pyramid:
 
     Level ``k`` has ``strides[k]`` times the spacing of the finest.  Its volume is low-pass filtered to that scale but
     kept at twice its resolution (at most the finest grid's), so that crops of all levels share their centre to within
-    a quarter of the level's voxel.  Strides are powers of two; the sides of a volume are multiples of ``side_multiple``.
+    a quarter of the level's voxel.  Strides are powers of two; the sides of a volume are multiples of half the largest.
     """
 
     def __init__(self, volumes: list[Tensor], *, spacing_mm: float, strides: tuple[int, ...] = (1, 2, 4)) -> None:
@@ -28,13 +30,12 @@ class Pyramid:
             raise ValueError(f"volume sides must be multiples of {max(self.shrink)}")
         self.flat: list[Tensor] = []
         self.base: list[Tensor] = []
-        self.views: list[list[np.ndarray]] = []
         levels = [self._levels(v) for v in volumes]
         for k in range(len(strides)):
             sizes = torch.tensor([volume[k].numel() for volume in levels])
             self.base.append(torch.cumsum(sizes, 0) - sizes)
             self.flat.append(torch.cat([volume[k].reshape(-1) for volume in levels]))
-        self._view()
+        self.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +51,9 @@ class Pyramid:
         return self
 
     def replace(self, index: int, volume: Tensor) -> None:
-        """Put another volume of the same shape in the place of one."""
+        """Put another volume of the same shape in the place of one; ValueError if its shape differs."""
+        if list(volume.shape) != self.shape[index].tolist():
+            raise ValueError(f"volume {index} is {self.shape[index].tolist()}, its successor {list(volume.shape)}")
         for k, level in enumerate(self._levels(volume)):
             start = int(self.base[k][index])
             self.flat[k][start : start + level.numel()] = level.reshape(-1).to(self.device)
@@ -77,28 +80,30 @@ class Pyramid:
         """Half the sides (N, 3) of the volumes."""
         return self.shape * (self.spacing_mm / 2)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"views": []}  # a copy's views must look at its own buffers
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        self._view()
+
     def _levels(self, volume: Tensor) -> list[Tensor]:
-        current, stride, shrink, out = volume, 1, 1, []
-        finest = {}
-        for target in range(max(self.strides).bit_length()):
-            if target > 0:
-                if 2**target // 2 > shrink:
-                    current, shrink = coarsen(current), shrink * 2
-                current = smooth(current)
-            stride = 2**target
-            finest[stride] = current
-        out = [finest[s].contiguous() for s in self.strides]
-        return out
+        level = {1: volume}
+        for power in range(1, max(self.strides).bit_length()):
+            finer = level[2 ** (power - 1)]
+            level[2**power] = smooth(coarsen(finer) if power > 1 else finer)
+        return [level[s].contiguous() for s in self.strides]
 
     def _view(self) -> None:
-        self.views = []
+        self.views: list[list[np.ndarray]] = []  # of every level, the volumes as arrays that share its buffer
         if self.device.type != "cpu":
             return
         for flat, base, shrink in zip(self.flat, self.base, self.shrink, strict=True):
             array = flat.numpy()
             shapes = (self.shape // shrink).tolist()
-            starts = base.tolist()
-            self.views.append([array[b : b + s[0] * s[1] * s[2]].reshape(s) for b, s in zip(starts, shapes, strict=True)])
+            ends = [*base.tolist()[1:], len(array)]
+            parts = zip(base.tolist(), ends, shapes, strict=True)
+            self.views.append([array[start:end].reshape(shape) for start, end, shape in parts])
 
     def _crop_slices(self, case: Tensor, centre: Tensor, size: int) -> Tensor:
         out = np.full((len(case), len(self.strides), size, size, size), OUTSIDE, np.uint8)

@@ -76,7 +76,8 @@ def mean_shape(points: Tensor, present: Tensor, *, rounds: int = 5) -> Tensor:
     ``present`` (N, L) bool marks the points that exist.  Shapes may be turned at will against each other; where they
     are not, the patient axes survive.  Source: generalised Procrustes analysis [Gower 1975].
     """
-    points, weight = torch.nan_to_num(points.double()), present.double()
+    some = present.any(1)
+    points, weight = torch.nan_to_num(points[some].double()), present[some].double()
     total = weight.sum(0)[:, None].clamp(min=1)
     mean = points[int(weight.sum(1).argmax())]
     for _ in range(rounds):

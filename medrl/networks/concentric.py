@@ -1,4 +1,4 @@
-"""Network over concentric crops: one shared trunk, one set of heads a landmark."""
+"""Networks over concentric crops: one shared trunk, one set of heads a landmark."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 ACTIONS = 7  # six moves along the axes, and settle
+SETTLE_INDEX = 6
+EXTRA = 5  # offset (3), spread, presence
 
 
 class Heads(NamedTuple):
@@ -19,34 +22,71 @@ class Heads(NamedTuple):
     presence: Tensor  # (B, L) logit: the landmark lies inside the field of view
 
 
-class ConcentricNet(nn.Module):
-    """3D convolutions with a stride-2 stem over crops (B, levels, n, n, n), uint8 or float grey values.
+class LandmarkNet(nn.Module):
+    """What networks of landmark agents share: the layout of the one output tensor (B, L, scales * 7 + 5)."""
 
-    The output (B, landmarks, scales * 7 + 5) is one tensor, so that the module scripts, exports and serves as a
-    bundle's ``network_def``; ``split`` names its parts.  Grey value 0 (outside the field of view) is set apart from
-    the darkest tissue.  ``communicate`` adds to each head's input the mean over the heads [Leroy 2020].
+    def __init__(self, *, landmarks: int, scales: int, unit_mm: float) -> None:
+        super().__init__()
+        self.landmarks, self.scales, self.unit_mm = landmarks, scales, unit_mm
+        self.actions, self.moves = ACTIONS, scales * ACTIONS  # as attributes: TorchScript reads no globals
+
+    @torch.jit.unused
+    def split(self, output: Tensor) -> Heads:
+        """Name the parts of the output; lengths in mm."""
+        moves = self.moves
+        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, self.actions)
+        offset = output[..., moves : moves + 3] * self.unit_mm
+        spread = (softplus(output[..., moves + 3]) + 0.005) * self.unit_mm
+        return Heads(q, offset, spread, output[..., moves + 4])
+
+    @torch.jit.unused
+    def action_values(self, output: Tensor, scale: Tensor) -> Tensor:
+        """Values (B, L, ACTIONS) of all landmarks at each row's scale (B,)."""
+        moves = self.moves
+        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, self.actions)
+        return q[torch.arange(len(q), device=q.device), :, scale]
+
+
+def grey_to_float(image: Tensor) -> Tensor:
+    """uint8 grey values to floats in [0, 1]; what lies outside the field of view (0) becomes -0.5."""
+    grey = image.to(torch.float32)
+    return torch.where(grey > 0, (grey - 1) / 254, torch.full_like(grey, -0.5))
+
+
+def convolve(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation, rectifier."""
+    return nn.Sequential(
+        nn.Conv3d(before, after, 3, stride, 1, bias=False), nn.BatchNorm3d(after), nn.ReLU(inplace=True)
+    )
+
+
+def dueling_values(values: Tensor, advantages: Tensor) -> Tensor:
+    """``V + A - mean A`` over the last axis [Wang 2016]; values (..., S), advantages (..., S, A)."""
+    return values.unsqueeze(-1) + advantages - advantages.mean(-1, keepdim=True)
+
+
+class ConcentricNet(LandmarkNet):
+    """3D convolutions with a stride-2 stem over crops (B, levels, n, n, n), levels as channels, one hidden layer.
+
+    The cheap network: 60 MFLOP a crop of 17^3 at three levels.  ``communicate`` adds to each head's output what the
+    mean of all heads says [Leroy 2020].
     """
 
     def __init__(
         self, *, landmarks: int, levels: int = 3, size: int = 17, scales: int = 3, width: int = 32, hidden: int = 256,
-        unit_mm: float = 10.0, dueling: bool = True, communicate: bool = False, dropout: float = 0.0,
+        unit_mm: float = 10.0, dueling: bool = True, communicate: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.landmarks, self.scales, self.unit_mm = landmarks, scales, unit_mm
+        super().__init__(landmarks=landmarks, scales=scales, unit_mm=unit_mm)
         self.dueling, self.communicate = dueling, communicate
-
-        def block(before: int, after: int, stride: int) -> list[nn.Module]:
-            return [nn.Conv3d(before, after, 3, stride, 1, bias=False), nn.BatchNorm3d(after), nn.ReLU(inplace=True)]
-
         self.trunk = nn.Sequential(
-            *block(levels, width, 2), *block(width, 2 * width, 2), *block(2 * width, 2 * width, 1),
-            *block(2 * width, 4 * width, 2), nn.Flatten(),
+            convolve(levels, width, 2), convolve(width, 2 * width, 2), convolve(2 * width, 2 * width),
+            convolve(2 * width, 4 * width, 2), nn.Flatten(),
         )  # fmt: skip
         side = size
         for _ in range(3):
             side = (side + 1) // 2
-        self.hidden = nn.Sequential(nn.Linear(4 * width * side**3, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout))
-        self.outputs = scales * ACTIONS + 5 + (scales if dueling else 0)
+        self.hidden = nn.Sequential(nn.Linear(4 * width * side**3, hidden), nn.ReLU(inplace=True))
+        self.outputs = scales * ACTIONS + EXTRA + (scales if dueling else 0)
         self.head = nn.Linear(hidden, landmarks * self.outputs)
         self.talk = nn.Linear(hidden, landmarks * 32) if communicate else nn.Identity()
         self.listen = nn.Linear(64, self.outputs) if communicate else nn.Identity()
@@ -55,31 +95,14 @@ class ConcentricNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Crops (B, levels, n, n, n) -> (B, landmarks, scales * 7 + 5)."""
-        grey = image.to(torch.float32)
-        grey = torch.where(grey > 0, (grey - 1) / 254, torch.full_like(grey, -0.5))
-        feature = self.hidden(self.trunk(grey))
+        feature = self.hidden(self.trunk(grey_to_float(image)))
         out = self.head(feature).reshape(-1, self.landmarks, self.outputs).float()
         if self.communicate:
             said = torch.relu(self.talk(feature)).reshape(-1, self.landmarks, 32)
             heard = torch.cat([said, said.mean(1, keepdim=True).expand_as(said)], -1)
             out = out + self.listen(heard).float()
-        moves = self.scales * ACTIONS
-        q = out[..., :moves].reshape(-1, self.landmarks, self.scales, ACTIONS)
+        moves = self.moves
+        q = out[..., :moves].reshape(-1, self.landmarks, self.scales, self.actions)
         if self.dueling:
-            value = out[..., moves + 5 :].unsqueeze(-1)
-            q = value + q - q.mean(-1, keepdim=True)
+            q = dueling_values(out[..., moves + 5 :], q)
         return torch.cat([q.flatten(2), out[..., moves : moves + 5]], -1)
-
-    def split(self, output: Tensor) -> Heads:
-        """Name the parts of the output; lengths in mm."""
-        moves = self.scales * ACTIONS
-        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, ACTIONS)
-        offset = output[..., moves : moves + 3] * self.unit_mm
-        spread = (nn.functional.softplus(output[..., moves + 3]) + 0.005) * self.unit_mm
-        return Heads(q, offset, spread, output[..., moves + 4])
-
-    def action_values(self, output: Tensor, scale: Tensor) -> Tensor:
-        """Values (B, L, ACTIONS) of all landmarks at each row's scale (B,)."""
-        moves = self.scales * ACTIONS
-        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, ACTIONS)
-        return q[torch.arange(len(q), device=q.device), :, scale]

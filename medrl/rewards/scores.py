@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ class Shape:
 
     def __add__(self, other: Reward) -> Shape:
         return Sum(self, other)
+
+    def __radd__(self, other: Reward) -> Shape:
+        return Sum(other, self)
+
+    def __neg__(self) -> Shape:
+        return Scaled(self, -1.0)
 
     def __sub__(self, other: Reward) -> Shape:
         return Sum(self, Scaled(other, -1.0))
@@ -74,15 +81,18 @@ class Gain(Shape):
 
     def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
         gain = task.score(next_state) - task.score(state)
-        return gain / task.step_length(state) if self.per_step_length else gain
+        return gain / _step_length(task, state) if self.per_step_length else gain
 
 
 class SquaredGain(Shape):
-    """Ghesu et al. 2016: the squared distance lost, ``score(state)^2 - score(next)^2``, over the squared step length."""
+    """Ghesu et al. 2016: the squared distance lost, ``score(state)^2 - score(next)^2``.
+
+    Over the squared step length, if the task knows one.
+    """
 
     def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
         gain = task.score(state).square() - task.score(next_state).square()
-        return gain / task.step_length(state).square()
+        return gain / _step_length(task, state) ** 2
 
 
 class Sign(Shape):
@@ -113,7 +123,7 @@ class Exponential(Shape):
         self.k = k
 
     def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
-        return torch.expm1(self.k * task.score(next_state)) / torch.expm1(torch.tensor(self.k)).to(action.device)
+        return torch.expm1(self.k * task.score(next_state)) / math.expm1(self.k)
 
 
 class AtStop(Shape):
@@ -138,4 +148,8 @@ class StepCost(Shape):
     """One for every step; subtract a multiple of it."""
 
     def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
-        return torch.ones(action.shape, device=action.device)
+        return torch.ones(len(action), device=action.device)
+
+
+def _step_length(task: Any, state: Any) -> Tensor | float:
+    return task.step_length(state) if hasattr(task, "step_length") else 1.0

@@ -15,7 +15,9 @@ from medrl.rewards.scores import Gain
 from medrl.tasks.base import Task
 from medrl.types import Reward
 
-MOVES = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [0, 0, 0]], dtype=torch.float32)
+MOVES = torch.tensor(
+    [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [0, 0, 0]], dtype=torch.float32
+)
 SETTLE = 6  # the seventh action: go on with the next finer step, and from the finest end the walk
 
 
@@ -43,8 +45,8 @@ class LandmarkTask(Task):
     def __init__(
         self, cases: Cases, *, size: int = 17, step_mm: Sequence[float] = (8.0, 3.0, 1.0), max_steps: int = 60,
         reward: Reward | None = None, observation: str = "concentric", frames: int = 1, settle: bool = True,
-        start: str = "mixed", near_mm: Sequence[float] = (2.5, 8.0, 25.0), near_share: Sequence[float] = (0.5, 0.3, 0.2),
-        leave_mm: float = 10.0,
+        start: str = "mixed", near_mm: Sequence[float] = (2.5, 8.0, 25.0),
+        near_share: Sequence[float] = (0.5, 0.3, 0.2), leave_mm: float = 10.0,
     ) -> None:  # fmt: skip
         if observation not in ("concentric", "frames") or start not in ("near", "anywhere", "mixed"):
             raise ValueError(f"unknown observation {observation!r} or start {start!r}")
@@ -58,7 +60,8 @@ class LandmarkTask(Task):
         self.reward_shape = Gain(per_step_length=False) if reward is None else reward
         self.frames, self.settle, self.start = frames, settle, start
         self.near_mm = torch.tensor(list(near_mm), device=cases.device)
-        self.near_share = torch.tensor(list(near_share), device=cases.device)
+        share = torch.tensor(list(near_share), device=cases.device)
+        self.near_limit = (share.cumsum(0) / share.sum())[:-1]  # a uniform number falls into one share
         self.leave_mm = leave_mm
         self.history = max(frames - 1, 0 if settle else 4)
         self.moves = MOVES.to(cases.device)
@@ -78,11 +81,11 @@ class LandmarkTask(Task):
     def initial(self, case: Tensor, generator: torch.Generator) -> LandmarkState:
         """Start each row on its case, for a random known landmark, at the coarsest step."""
         case = case.long()
-        known = self.cases.known[case].float()
-        empty = known.sum(1, keepdim=True) == 0  # a case without any truth still walks, for no reward
-        head = torch.multinomial(known + empty, 1, generator=generator)[:, 0]
+        head = self._known_head(case, generator)
         near = self._near(case, head, generator)
-        anywhere = (2 * self._uniform(case, generator) - 1) * self.half_size_mm[case]
+        half = self.half_size_mm[case]
+        near = near.clamp(-half, half)  # beside a landmark beyond the field of view, but not beyond it oneself
+        anywhere = (2 * self._uniform(case, generator) - 1) * half
         choice = {"near": 0.0, "mixed": 0.5, "anywhere": 1.0}[self.start]
         far = torch.rand(len(case), 1, generator=generator, device=self.cases.device) < choice
         return self.state(case, head, torch.where(far, anywhere, near))
@@ -127,9 +130,10 @@ class LandmarkTask(Task):
         return torch.where(self.cases.known[case, head], -distance, 0.0)
 
     def expert(self, state: LandmarkState) -> Tensor:
-        """The action (B,) that gains most distance; settle where no move of this step gains any."""
+        """The move (B,) that gains most distance; settle, if the task has it, where no move of this step gains any."""
         gains = self.gains(self.cases.points_mm[state.case.long(), state.head.long()] - state.position)
-        return gains[torch.arange(len(gains), device=gains.device), state.scale.long()].argmax(-1)
+        gain, move = gains[torch.arange(len(gains), device=gains.device), state.scale.long(), :SETTLE].max(-1)
+        return torch.where(gain > 0, move, SETTLE) if self.settle else move
 
     def outputs(self, state: LandmarkState) -> dict[str, Any]:
         """Places (B, 3) in RAS mm with their case and label names."""
@@ -145,16 +149,19 @@ class LandmarkTask(Task):
     def state(self, case: Tensor, head: Tensor, position: Tensor, scale: Tensor | int = 0) -> LandmarkState:
         """A fresh state (B rows) at positions (B, 3) in mm."""
         rows, device = len(case), self.cases.device
-        history = torch.full((rows, self.history, 3), torch.inf if not self.settle else 0.0, dtype=torch.float16, device=device)
-        scale = torch.as_tensor(scale, device=device).to(torch.int8).expand(rows)
+        unvisited = 0.0 if self.settle else torch.inf
+        history = torch.full((rows, self.history, 3), unvisited, dtype=torch.float16, device=device)
+        if isinstance(scale, int):
+            scale = torch.full((rows,), scale, device=device)
         settled = torch.zeros(rows, dtype=torch.bool, device=device)
-        return LandmarkState(case.to(torch.int16), head.to(torch.int16), position.float(), scale, settled, history)
+        return LandmarkState(
+            case.to(torch.int16), head.to(torch.int16), position.float(), scale.to(torch.int8), settled, history
+        )
 
     def sample(self, count: int, generator: torch.Generator) -> LandmarkState:
         """States of supervised training: a random known landmark, near starts, a random scale."""
         case = torch.randint(len(self.cases), (count,), generator=generator, device=self.cases.device)
-        known = self.cases.known[case].float()
-        head = torch.multinomial(known + (known.sum(1, keepdim=True) == 0), 1, generator=generator)[:, 0]
+        head = self._known_head(case, generator)
         scale = torch.randint(len(self.step_mm), (count,), generator=generator, device=self.cases.device)
         return self.state(case, head, self._near(case, head, generator), scale)
 
@@ -194,13 +201,19 @@ class LandmarkTask(Task):
     def _uniform(self, case: Tensor, generator: torch.Generator) -> Tensor:
         return torch.rand(len(case), 3, generator=generator, device=self.cases.device)
 
+    def _known_head(self, case: Tensor, generator: torch.Generator) -> Tensor:
+        """A random landmark of each case that the truth knows; a case without any still walks, for no reward."""
+        known = self.cases.known[case]
+        return (known + torch.rand(known.shape, generator=generator, device=self.cases.device)).argmax(1)
+
     def _near(self, case: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
-        width = self.near_mm[torch.multinomial(self.near_share, len(case), replacement=True, generator=generator)]
+        share = torch.rand(len(case), 1, generator=generator, device=self.cases.device)
+        width = self.near_mm[(share >= self.near_limit).sum(1)]
         noise = torch.randn(len(case), 3, generator=generator, device=self.cases.device)
         return self.cases.points_mm[case, head] + width[:, None] * noise
 
     def _own_level(self, state: LandmarkState, place: Tensor) -> Tensor:
         place = torch.where(place.isfinite().all(-1, keepdim=True), place, state.position)
         crops = self.cases.pyramid.crop(state.case, place, self.size)
-        level = len(self.cases.pyramid.strides) - len(self.step_mm) + (len(self.step_mm) - 1 - state.scale.long())
+        level = len(self.cases.pyramid.strides) - 1 - state.scale.long()
         return crops[torch.arange(len(crops), device=crops.device), level][:, None]
