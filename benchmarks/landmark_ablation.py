@@ -31,29 +31,30 @@ from medrl.agents.dqn import DQN
 from medrl.agents.supervision import OffsetSupervision
 from medrl.data.anatomy import Anatomy
 from medrl.data.cases import Cases, Source
+from medrl.data.fields_of_view import crop_third
 from medrl.data.pool import Pool, read_sources
 from medrl.environment import Environment
 from medrl.experience import Replay
 from medrl.inference.walk import jump, look, move
-from medrl.networks.concentric import ConcentricNet
+from medrl.networks.fovea import FoveaNet
 from medrl.tasks.landmark import LandmarkTask
 
 
 class ShuffledTask(LandmarkTask):
     """The landmark task with the rewards of a batch dealt out at random."""
 
-    def reward(self, state, action, next_state):  # noqa: D102
+    def reward(self, state, action, next_state):
         reward = super().reward(state, action, next_state)
         return reward[torch.randperm(len(reward))]
 
 
-def train(arm: str, pool: Pool, options: argparse.Namespace, seed: int) -> tuple[ConcentricNet, dict]:
+def train(arm: str, pool: Pool, options: argparse.Namespace, seed: int) -> tuple[FoveaNet, dict]:
     """Train one arm for ``--minutes``; returns the averaged network and counts."""
     torch.manual_seed(seed)
     anatomy = pool.anatomy
-    network = ConcentricNet(
-        landmarks=len(anatomy.labels), levels=len(anatomy.strides), size=anatomy.size, scales=len(options.step_mm),
-        unit_mm=6 * anatomy.spacing_mm,
+    network = FoveaNet(
+        landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=anatomy.spacing_mm, size=anatomy.size,
+        scales=len(options.step_mm),
     )  # fmt: skip
     task_class = ShuffledTask if arm == "shuffled" else LandmarkTask
     task = task_class(pool.cases, size=anatomy.size, step_mm=options.step_mm, near_mm=options.near, start="mixed")
@@ -114,39 +115,15 @@ def cosine(part: float) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, part))))
 
 
-def crop_third(source: Source, generator: torch.Generator, margin_mm: float) -> Source | None:
-    """Cut a slab off, so that 15 to 60 % of the landmarks lie outside, none within ``margin_mm`` of the cut."""
-    inverse = torch.linalg.inv(source.ras_from_voxel)
-    voxel = source.points_ras @ inverse[:3, :3].T + inverse[:3, 3]
-    spacing = source.ras_from_voxel[:3, :3].norm(dim=0)
-    choices = []
-    for axis in range(3):
-        for cut in range(4, source.volume.shape[axis] - 4):
-            below = voxel[:, axis] < cut - 0.5
-            gap = (voxel[:, axis] - (cut - 0.5)).abs().min() * spacing[axis]
-            for low, gone in ((True, below), (False, ~below)):
-                if gap >= margin_mm and 0.15 <= float(gone.float().mean()) <= 0.6:
-                    choices.append((axis, cut, low))
-    if not choices:
-        return None
-    axis, cut, low = choices[int(torch.randint(len(choices), (), generator=generator))]
-    size = source.volume.shape[axis]
-    volume = source.volume.narrow(axis, cut if low else 0, size - cut if low else cut)
-    affine = source.ras_from_voxel.clone()
-    if low:
-        affine[:3, 3] += affine[:3, axis] * cut
-    return Source(source.name, volume, affine, source.points_ras)
-
-
 @torch.no_grad()
-def evaluate(network: ConcentricNet, anatomy: Anatomy, sources: list[Source], options: argparse.Namespace) -> dict:
+def evaluate(network: FoveaNet, anatomy: Anatomy, sources: list[Source], options: argparse.Namespace) -> dict:
     """Errors in mm of moves and jumps, started plainly and far, and absence decisions on cropped views."""
     generator = torch.Generator().manual_seed(0)
     found: dict[str, list] = {}
     absence = {"moves": [], "jumps": []}
     heads = len(anatomy.labels)
     for source in sources:
-        cropped = crop_third(source, generator, options.margin_mm)
+        cropped = crop_third(source, generator, margin_mm=options.margin_mm)
         for setting, item in (("plain", source), ("far", source), ("cropped", cropped)):
             if item is None:
                 continue
@@ -170,7 +147,9 @@ def evaluate(network: ConcentricNet, anatomy: Anatomy, sources: list[Source], op
                 error = (end - cases.points_mm[0]).norm(dim=1)
                 if setting != "cropped":
                     found.setdefault(f"{setting} {policy}", []).append(error)
-                    found.setdefault(f"{setting} {policy}, place", []).append((walked.position_mm - cases.points_mm[0]).norm(dim=1))
+                    found.setdefault(f"{setting} {policy}, place", []).append(
+                        (walked.position_mm - cases.points_mm[0]).norm(dim=1)
+                    )
                     found.setdefault(f"{setting} {policy} steps", []).append(walked.steps.float())
                 else:
                     inside = cases.pyramid.crop(case, end, 1)[:, 0, 0, 0, 0] != 0

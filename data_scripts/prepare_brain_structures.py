@@ -33,7 +33,9 @@ VALIDATION = ("1006", "Subj10")
 TEST = ("1002", "1010", "1101", "1113", "Subj7", "Subj19")
 
 
-def prepare(stripped: Path | None, whole: Path | None, output: Path, validation: tuple[str, ...], test: tuple[str, ...]) -> Path:
+def prepare(
+    stripped: Path | None, whole: Path | None, output: Path, validation: tuple[str, ...], test: tuple[str, ...]
+) -> Path:
     """Write OUT/dataset.json; returns its path."""
     output.mkdir(parents=True, exist_ok=True)
     sections: dict[str, list[tuple[Path, Path | None]]] = {"training": [], "validation": [], "test": []}

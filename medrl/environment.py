@@ -107,5 +107,3 @@ class Environment:
         groups = self.num_envs // self.group_size
         case = torch.randint(len(self.task.cases), (groups,), generator=self.generator, device=self.device)
         return self.task.initial(case.repeat_interleave(self.group_size), self.generator)
-
-

@@ -80,7 +80,11 @@ class Cloning(Agent):
 
     def extra_state(self) -> dict[str, Any]:
         """Optimiser, clock and generator."""
-        return {"optimizer": self.optimizer.state_dict(), "update": self.update, "generator": self.generator.get_state()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "update": self.update,
+            "generator": self.generator.get_state(),
+        }
 
     def load_extra_state(self, saved: dict[str, Any]) -> None:
         """Undo ``extra_state``."""

@@ -38,7 +38,8 @@ class DQN(Agent):
 
     Values are kept in units of the row's own step (``task.step_length``), so that coarse and fine scales learn
     alike.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
-    are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.
+    are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.  ``train_only`` names the
+    parameters that learn (a prefix such as "value_head"); the others, and batch statistics, stay as they are.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class DQN(Agent):
         image, next_image = image_of(batch.observation), image_of(batch.next_observation)
         unit, next_unit = _units(task, batch.state), _units(task, batch.next_state)
         targets = task.targets(batch.state) if hasattr(task, "targets") else None
+        network.train(not self.train_only)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output, place = look(network, image, targets)
             with torch.no_grad():
@@ -160,4 +162,6 @@ class DQN(Agent):
 
 def _units(task: Any, state: Any) -> Tensor:
     """Unit (B,) of the values: the step length, for tasks that have one."""
-    return task.step_length(state) if hasattr(task, "step_length") else torch.ones(len(state[0]), device=state[0].device)
+    return (
+        task.step_length(state) if hasattr(task, "step_length") else torch.ones(len(state[0]), device=state[0].device)
+    )

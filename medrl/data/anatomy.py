@@ -23,7 +23,8 @@ class Anatomy:
     ``shape_mm`` (L, 3) is the mean shape in the anatomical frame, centred at 0; ``spread_mm`` (L,) how far training
     landmarks lie from it after a similarity fit.  The frame's box is the shape's own, widened by ``margin_mm``.
     ``template`` (n, n, n) uint8 is the mean training volume in that frame at ``template_spacing_mm``, or None where
-    patients are always stored in patient axes.
+    patients are always stored in patient axes.  ``calibration`` turns scatter and depth into an uncertainty in mm and
+    a presence probability (see :mod:`medrl.inference.calibration`); empty before it was fitted.
     """
 
     labels: list[str]
@@ -36,6 +37,7 @@ class Anatomy:
     window: list[float] | None = None
     template: Tensor | None = None
     template_spacing_mm: float = 0.0
+    calibration: dict[str, float] = field(default_factory=dict)
 
     def box_mm(self) -> tuple[Tensor, Tensor]:
         """Lower and upper corner (3,) of the working box in the frame."""
@@ -51,9 +53,13 @@ class Anatomy:
         try:
             return cls(**torch.load(path, weights_only=True))
         except FileNotFoundError as error:
-            raise InputError(f"{Path(path).name} is missing: train the bundle first, or copy its models folder") from error
+            raise InputError(
+                f"{Path(path).name} is missing: train the bundle first, or copy its models folder"
+            ) from error
         except Exception as error:
-            raise InputError(f"{Path(path).name} cannot be read as an anatomy: copy the bundle's models again") from error
+            raise InputError(
+                f"{Path(path).name} cannot be read as an anatomy: copy the bundle's models again"
+            ) from error
 
 
 def learn_anatomy(

@@ -27,7 +27,9 @@ def read_sources(dataset_dir: Path | str, section: str, *, labels: Sequence[str]
         ras_from_voxel = torch.as_tensor(image.affine).double()
         points = {} if entry["landmarks"] is None else read_landmarks(entry["landmarks"])
         if points and not set(points) & set(labels):
-            raise InputError(f"{entry['case']}: its landmark file names none of dataset.json's landmarks; another set's file?")
+            raise InputError(
+                f"{entry['case']}: its landmark file names none of dataset.json's landmarks; another set's file?"
+            )
         check_landmarks_inside(points, ras_from_voxel.numpy(), tuple(image.shape[1:]), entry["case"])
         places = torch.full((len(labels), 3), torch.nan, dtype=torch.float64)
         for n, label in enumerate(labels):

@@ -69,7 +69,9 @@ class Variations:
             grid = smooth(grid)
         return self._crop(grid, generator), points
 
-    def cases(self, count: int, generator: torch.Generator, *, labels: Sequence[str], strides: tuple[int, ...]) -> Cases:
+    def cases(
+        self, count: int, generator: torch.Generator, *, labels: Sequence[str], strides: tuple[int, ...]
+    ) -> Cases:
         """A pool of ``count`` varied copies, sources in turn."""
         pairs = [self.draw(n % len(self.volumes), generator) for n in range(count)]
         return Cases(

@@ -22,9 +22,9 @@ def agree(points: Tensor, weight: Tensor, *, cut: float = 3.5) -> Consensus:
     An end point is an outlier where its distance from the median point exceeds ``cut`` times the median distance
     (MAD rule [Theis 2024]); at least half are always kept.  ``weight`` is (K, L).
     """
-    middle = points.median(0).values
+    middle = points.quantile(0.5, dim=0)  # torch.median would take the lower of two
     distance = (points - middle).norm(dim=-1)
-    limit = torch.maximum(cut * 1.4826 * distance.median(0).values, torch.full_like(distance[0], 1e-3))
+    limit = torch.maximum(cut * 1.4826 * distance.quantile(0.5, dim=0), torch.full_like(distance[0], 1e-3))
     kept = (distance <= limit).float()
     share = kept * weight
     share = share / share.sum(0).clamp(min=1e-12)

@@ -19,6 +19,8 @@ from medrl.inference.walk import Walked, jump, look, move
 from medrl.tasks.landmark import LandmarkTask
 from medrl.types import FOUND, MISSING, NOT_CONVERGED, Landmark
 
+UNCALIBRATED = {"own": 20.0, "scale": 1.0, "inside": 1.5, "logit": 0.5, "bias": 0.0}
+
 
 class LandmarkInferer(Inferer):
     """Walks agents for all landmarks of a volume.
@@ -26,25 +28,25 @@ class LandmarkInferer(Inferer):
     First pass: the frame is the patient's own axes (or the template's pose, where the anatomy has one); from each of
     ``starts`` places one walker a landmark sets out, and the agreed points give the pose and size of the anatomy.
     Second pass: the volume is read again in that anatomical frame, the walkers go on from their fitted places, and
-    each point is the mean of what ``votes`` crops round it say.  ``policy`` is "jumps" (the continuous action of the
-    offset head), "moves" (the discrete moves of the Q-values) or "both" (moves, then jumps).
+    each point is a mean over what all crops say of it: every crop counts by its predicted spread, the point's own
+    ``votes`` crops ``calibration["own"]`` times.  ``policy`` is "jumps" (the continuous action of the offset head),
+    "moves" (the discrete moves of the Q-values) or "both" (moves, then jumps).
 
-    ``calibration`` holds the numbers that turn scatter and spread into an uncertainty in mm and a presence
-    probability; see ``medrl.training.calibration``.
+    The anatomy's ``calibration`` turns scatter and spread into an uncertainty in mm and a presence probability.
     """
 
     def __init__(
         self, anatomy: Anatomy, *, policy: str = "jumps", starts: int = 3, jumps: int = 4, passes: int = 2, votes: int = 8,
-        vote_mm: float | None = None, step_mm: Sequence[float] = (8.0, 3.0, 1.0), budget: int = 60, shape_prior: bool = True,
-        own_votes: bool = False, calibration: dict[str, float] | None = None, seed: int = 0,
+        vote_mm: float | None = None, step_mm: Sequence[float] = (8.0, 3.0, 1.0), budget: int = 60, shape_prior: bool = False,
+        seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if policy not in ("jumps", "moves", "both"):
             raise ValueError(f"policy must be 'jumps', 'moves' or 'both', not {policy!r}")
         self.anatomy, self.policy, self.starts, self.jumps, self.passes = anatomy, policy, starts, jumps, passes
         self.votes, self.vote_mm = votes, anatomy.spacing_mm * 2 if vote_mm is None else vote_mm
-        self.step_mm, self.budget, self.shape_prior, self.own_votes = tuple(step_mm), budget, shape_prior, own_votes
-        self.calibration = {"scale": 1.0, "floor_mm": 0.0, "inside": 1.5, "logit": 0.5, "bias": 0.0} | (calibration or {})
+        self.step_mm, self.budget, self.shape_prior = tuple(step_mm), budget, shape_prior
+        self.calibration = UNCALIBRATED | anatomy.calibration
         self.seed = seed
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> list[list[Landmark]]:
@@ -52,9 +54,15 @@ class LandmarkInferer(Inferer):
         affines = inputs.affine if inputs.affine.ndim == 3 else inputs.affine[None].expand(len(inputs), 4, 4)
         return [self.locate(volume[0], affine, network) for volume, affine in zip(inputs, affines, strict=True)]
 
-    @torch.no_grad()
     def locate(self, volume: Tensor, ras_from_voxel: Tensor, network: nn.Module) -> list[Landmark]:
         """All landmarks of one volume (X, Y, Z) whose voxels lie at ``ras_from_voxel`` (4, 4), in label order."""
+        return self.locate_with_evidence(volume, ras_from_voxel, network)[0]
+
+    @torch.no_grad()
+    def locate_with_evidence(
+        self, volume: Tensor, ras_from_voxel: Tensor, network: nn.Module
+    ) -> tuple[list[Landmark], Tensor]:
+        """The landmarks, and the features (L, 3) on which their presence was decided."""
         network.eval()
         device = next(network.parameters()).device
         volume = torch.as_tensor(volume).as_subclass(Tensor)
@@ -85,14 +93,13 @@ class LandmarkInferer(Inferer):
         if self.shape_prior:
             fitted = apply(torch.linalg.inv(fit_robust(anatomy.shape_mm, places_ras)), anatomy.shape_mm.double())
             places_ras = shape_posterior(places_ras, doubt.cpu().double(), fitted, anatomy.spread_mm.double())
-        uncertainty = self.calibration["floor_mm"] + self.calibration["scale"] * (doubt**2 + scatter**2).sqrt().cpu()
+        uncertainty = self.calibration["scale"] * (doubt**2 + scatter**2).sqrt().cpu()
         depth = _depth_mm(places_ras, ras_from_voxel, volume.shape)
-        presence = torch.sigmoid(
-            self.calibration["inside"] * depth / uncertainty.clamp(min=1e-3) + self.calibration["logit"] * logit.cpu()
-            + self.calibration["bias"]
-        )  # fmt: skip
+        evidence = presence_evidence(depth, uncertainty, logit.cpu())
+        weight = torch.tensor([self.calibration[k] for k in ("inside", "logit", "bias")])
+        presence = torch.sigmoid(evidence @ weight)
         path = torch.cat(trail, 1)
-        return [
+        landmarks = [
             Landmark(
                 label=label, position_mm=tuple(places_ras[n].tolist()),
                 status=MISSING if presence[n] < 0.5 else FOUND if bool(converged[n]) else NOT_CONVERGED,
@@ -101,6 +108,7 @@ class LandmarkInferer(Inferer):
             )
             for n, label in enumerate(anatomy.labels)
         ]  # fmt: skip
+        return landmarks, evidence
 
     def _cases(self, volume: Tensor, ras_from_voxel: Tensor, frame: Tensor | None, box: tuple | None) -> Cases:
         anatomy = self.anatomy
@@ -144,7 +152,9 @@ class LandmarkInferer(Inferer):
         if self.policy == "both":
             more = jump(task, network, state._replace(position=walked.position_mm), jumps=2, settle_mm=settle)
             path = torch.cat([walked.path_mm, more.path_mm], 1)
-            return more._replace(steps=walked.steps + more.steps, path_mm=path, converged=walked.converged & more.converged)
+            return more._replace(
+                steps=walked.steps + more.steps, path_mm=path, converged=walked.converged & more.converged
+            )
         return walked
 
     def _vote(self, task: LandmarkTask, network: nn.Module, ends: Tensor, *, few: bool) -> tuple[Tensor, ...]:
@@ -158,16 +168,25 @@ class LandmarkInferer(Inferer):
         head = torch.arange(heads, device=ends.device).repeat(rows // heads)
         seen = look(task, network, task.state(torch.zeros(rows, dtype=torch.long, device=ends.device), head, places))
         every = torch.arange(rows, device=ends.device)
-        if self.own_votes:
-            points = (seen.centre_mm + seen.heads.offset_mm[every, head]).reshape(-1, heads, 3)
-            spread, logit = (x[every, head].reshape(-1, heads) for x in (seen.heads.spread_mm, seen.heads.presence))
-        else:
-            points, spread, logit = seen.centre_mm[:, None] + seen.heads.offset_mm, seen.heads.spread_mm, seen.heads.presence
-        weight = spread**-2
-        agreed = agree(points, weight)
+        points, spread, logit = (
+            seen.centre_mm[:, None] + seen.heads.offset_mm,
+            seen.heads.spread_mm,
+            seen.heads.presence,
+        )
+        # in the first pass every crop counts alike, so that one walker that went astray cannot turn the frame
+        trust = torch.ones(rows, heads, device=ends.device)
+        trust[every, head] = 1.0 if few else self.calibration["own"]
+        weight = trust * spread**-3
+        agreed = agree(points, weight, cut=3.5 if few else float("inf"))
         share = weight / weight.sum(0)
         doubt = 1 / (share / spread).sum(0)
         return agreed.position_mm, doubt, agreed.scatter_mm, (share * logit).sum(0)
+
+
+def presence_evidence(depth_mm: Tensor, uncertainty_mm: Tensor, logit: Tensor) -> Tensor:
+    """Features (L, 3) of the presence model: depth inside the field of view in uncertainties, the head's logit, 1."""
+    depth = (depth_mm / uncertainty_mm.clamp(min=1e-3)).clamp(-10, 10)
+    return torch.stack([depth, logit, torch.ones_like(logit)], 1)
 
 
 def _depth_mm(places_ras: Tensor, ras_from_voxel: Tensor, shape: Sequence[int]) -> Tensor:
@@ -176,4 +195,3 @@ def _depth_mm(places_ras: Tensor, ras_from_voxel: Tensor, shape: Sequence[int]) 
     spacing = ras_from_voxel[:3, :3].norm(dim=0)
     size = torch.tensor(list(shape), dtype=voxel.dtype)
     return (torch.minimum(voxel + 0.5, size - 0.5 - voxel) * spacing).amin(1).float()
-

@@ -58,7 +58,9 @@ def search_pose(
 
     turn = random_rotations(rotations, generator).float()
     size, place = torch.ones(rotations), middle.expand(rotations, 3)
-    score = torch.cat([correlate(t, s, p) for t, s, p in zip(*(x.split(250) for x in (turn, size, place)), strict=True)])
+    score = torch.cat(
+        [correlate(t, s, p) for t, s, p in zip(*(x.split(250) for x in (turn, size, place)), strict=True)]
+    )
     best = score.topk(min(keep, rotations)).indices
     turn, size, place, score = turn[best], size[best], place[best], score[best]
     for number in range(rounds):
@@ -73,7 +75,10 @@ def search_pose(
         index = index + torch.arange(len(turn)) * tries
         better = top > score
         turn = torch.where(better[:, None, None], more_turn[index], turn)
-        size, place = torch.where(better, more_size[index], size), torch.where(better[:, None], more_place[index], place)
+        size, place = (
+            torch.where(better, more_size[index], size),
+            torch.where(better[:, None], more_place[index], place),
+        )
         score = torch.maximum(score, top)
         if number == 4:  # the rest of the work goes to the best few
             few = score.topk(min(3, len(score))).indices

@@ -60,9 +60,21 @@ def convolve(before: int, after: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def dueling_values(values: Tensor, advantages: Tensor) -> Tensor:
-    """``V + A - mean A`` over the last axis [Wang 2016]; values (..., S), advantages (..., S, A)."""
-    return values.unsqueeze(-1) + advantages - advantages.mean(-1, keepdim=True)
+def small_linear(before: int, after: int) -> nn.Linear:
+    """A last layer whose first answers are near 0."""
+    layer = nn.Linear(before, after)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def dueling_values(raw: Tensor, dueling: bool) -> Tensor:
+    """Values (..., A) from (..., A + 1): ``V + A - mean A`` with V last [Wang 2016], or the first A alone."""
+    raw = raw.float()
+    advantages = raw[..., :-1]
+    if not dueling:
+        return advantages
+    return raw[..., -1:] + advantages - advantages.mean(-1, keepdim=True)
 
 
 class ConcentricNet(LandmarkNet):
@@ -86,23 +98,19 @@ class ConcentricNet(LandmarkNet):
         for _ in range(3):
             side = (side + 1) // 2
         self.hidden = nn.Sequential(nn.Linear(4 * width * side**3, hidden), nn.ReLU(inplace=True))
-        self.outputs = scales * ACTIONS + EXTRA + (scales if dueling else 0)
-        self.head = nn.Linear(hidden, landmarks * self.outputs)
+        self.place_head = small_linear(hidden, landmarks * EXTRA)
+        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1))
         self.talk = nn.Linear(hidden, landmarks * 32) if communicate else nn.Identity()
-        self.listen = nn.Linear(64, self.outputs) if communicate else nn.Identity()
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.listen = small_linear(64, EXTRA + scales * (ACTIONS + 1)) if communicate else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """Crops (B, levels, n, n, n) -> (B, landmarks, scales * 7 + 5)."""
         feature = self.hidden(self.trunk(grey_to_float(image)))
-        out = self.head(feature).reshape(-1, self.landmarks, self.outputs).float()
+        out = self.place_head(feature).reshape(-1, self.landmarks, 5).float()
+        raw = self.value_head(feature).reshape(-1, self.landmarks, self.scales * (self.actions + 1)).float()
         if self.communicate:
             said = torch.relu(self.talk(feature)).reshape(-1, self.landmarks, 32)
-            heard = torch.cat([said, said.mean(1, keepdim=True).expand_as(said)], -1)
-            out = out + self.listen(heard).float()
-        moves = self.moves
-        q = out[..., :moves].reshape(-1, self.landmarks, self.scales, self.actions)
-        if self.dueling:
-            q = dueling_values(out[..., moves + 5 :], q)
-        return torch.cat([q.flatten(2), out[..., moves : moves + 5]], -1)
+            heard = self.listen(torch.cat([said, said.mean(1, keepdim=True).expand_as(said)], -1)).float()
+            out, raw = out + heard[..., :5], raw + heard[..., 5:]
+        q = dueling_values(raw.reshape(-1, self.landmarks, self.scales, self.actions + 1), self.dueling)
+        return torch.cat([q.flatten(2), out], -1)

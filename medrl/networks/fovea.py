@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medrl.networks.concentric import ACTIONS, EXTRA, LandmarkNet, convolve, dueling_values, grey_to_float
+from medrl.networks.concentric import (
+    ACTIONS,
+    EXTRA,
+    LandmarkNet,
+    convolve,
+    dueling_values,
+    grey_to_float,
+    small_linear,
+)
 
 
 class FoveaNet(LandmarkNet):
@@ -35,10 +43,8 @@ class FoveaNet(LandmarkNet):
             [nn.Sequential(convolve(width, 2 * width, 2), convolve(2 * width, 2 * width, 2)) for _ in strides]
         )
         self.hidden = nn.Sequential(nn.Linear(levels * 2 * width * pooled**3, hidden), nn.ReLU(inplace=True))
-        self.outputs = scales * ACTIONS + EXTRA + scales + levels + 1
-        self.head = nn.Linear(hidden, landmarks * self.outputs)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.place_head = small_linear(hidden, landmarks * (EXTRA + levels + 1))
+        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1))
         reach = (torch.arange(self.side) * 2 - size // 2).float()
         lattice = torch.cartesian_prod(reach, reach, reach) * spacing_mm
         self.register_buffer("places_mm", torch.cat([lattice * s for s in reversed(strides)]), persistent=False)
@@ -68,19 +74,18 @@ class FoveaNet(LandmarkNet):
             feature = mix(torch.cat([seen, context.to(seen.dtype)], 1))
             heats.append(heat(feature).flatten(2).float())
             pooled.append(pool(feature).flatten(1))
-        out = self.head(self.hidden(torch.cat(pooled, 1))).reshape(-1, self.landmarks, self.outputs).float()
-        moves = self.moves
-        q = out[..., :moves].reshape(-1, self.landmarks, self.scales, self.actions)
-        start = moves + 5
-        if self.dueling:
-            q = dueling_values(out[..., start : start + self.scales], q)
-        bias = out[..., start + self.scales :]
+        hidden = self.hidden(torch.cat(pooled, 1))
+        q = dueling_values(
+            self.value_head(hidden).reshape(-1, self.landmarks, self.scales, self.actions + 1), self.dueling
+        )
+        out = self.place_head(hidden).reshape(-1, self.landmarks, 5 + levels + 1).float()
+        bias = out[..., 5:]
         votes = torch.cat([h + bias[..., n : n + 1] for n, h in enumerate(heats)] + [bias[..., -1:]], -1)
         place = votes.log_softmax(-1)
         chance = place.exp()
-        elsewhere = out[..., moves : moves + 3]
+        elsewhere = out[..., :3]
         offset = chance[..., :-1] @ (self.places_mm / self.unit_mm) + chance[..., -1:] * elsewhere
-        return torch.cat([q.flatten(2), offset, out[..., moves + 3 : moves + 5]], -1), place
+        return torch.cat([q.flatten(2), offset, out[..., 3:5]], -1), place
 
     @torch.jit.unused
     def place_loss(self, place: Tensor, offset_mm: Tensor) -> Tensor:

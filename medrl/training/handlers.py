@@ -67,7 +67,7 @@ class RLTensorBoardHandler(TensorBoardHandler):
 
 
 class PathPictures:
-    """Writes ``<folder>/<case>_<epoch>.png`` of the first ``cases`` cases of a validation: a handler of the evaluator."""
+    """Writes ``<folder>/<case>_<epoch>.png`` of the first ``cases`` cases of a validation; for ``val_handlers``."""
 
     def __init__(self, folder: Path | str, *, cases: int = 1) -> None:
         self.folder, self.cases = Path(folder), cases
@@ -164,6 +164,7 @@ class ProgressBar:
             desc=f"epoch {state.epoch}/{state.max_epochs}", total=state.epoch_length,
             initial=state.iteration % state.epoch_length, **arguments,
         )  # fmt: skip
+        self.show(engine)
 
     def show(self, engine: Any) -> None:
         """Show the last reading."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,12 +30,17 @@ def initialize(backend: str | None = None) -> torch.device:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group(backend or ("nccl" if cuda else "gloo"))
+        # ignite opens a group of its own at its first use, which all ranks must do together: a CheckpointSaver on
+        # one rank only would wait for the others for ever
+        idist.sync()
     return device
 
 
 def finalize() -> None:
     """Leave the group, if there is one."""
-    if dist.is_initialized():
+    if idist.model_name() == "native-dist":
+        idist.finalize()
+    elif dist.is_initialized():
         dist.destroy_process_group()
 
 

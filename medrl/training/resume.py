@@ -84,19 +84,13 @@ class TrainingState:
         return self.trainer
 
 
-def load_latest(
-    folder: Path | str, load_dict: Mapping[str, Any], engine: Any, *, pattern: str = "*checkpoint_*=*.pt"
-) -> bool:
-    """Load the newest whole checkpoint of a folder, by the number in its name; False if there is none.
+def load_latest(folder: Path | str, load_dict: Mapping[str, Any], engine: Any) -> bool:
+    """Load the newest whole checkpoint that a ``CheckpointSaver`` wrote by interval or at the end; False if none is.
 
-    A file that was cut off while it was written is passed over, so keep two (``CheckpointSaver(n_saved=2)``).
+    A file that was cut off while it was written is passed over: keep two (``CheckpointSaver(n_saved=2)``).
     """
-
-    def number(path: Path) -> int:
-        digits = re.findall(r"=(\d+)", path.name)
-        return int(digits[-1]) if digits else -1
-
-    for path in sorted(Path(folder).glob(pattern), key=number, reverse=True):
+    files = [path for path in Path(folder).glob("*.pt") if re.search(r"(epoch|iteration)=\d+\.pt$", path.name)]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if zipfile.is_zipfile(path):
             CheckpointLoader(load_path=str(path), load_dict=dict(load_dict), map_location="cpu")(engine)
             return True

@@ -1,0 +1,221 @@
+"""How fast and how small landmark agents are on one CPU thread; prints a markdown table.
+
+    python benchmarks/landmark_speed.py [--parts env,memory,update,volume] [--seconds 4] [--json speed.json]
+
+env     steps/s of the environment: random actions, resets and crops included
+memory  bytes a transition and growth of the process at 1e5 and 1e6 transitions, filled for real
+update  seconds per double-DQN update at batch 64, crops rendered from the replay included
+volume  seconds and peak memory to locate 10 landmarks in a volume, from voxels in memory, with an untrained network
+
+Each part runs in a process of its own.  Beside it stand the peer's figures, measured by us on the same kind of machine
+with one thread: gml16/rl-medical at 824180d, unmodified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from workloads import (
+    NETWORKS,
+    Row,
+    build_agent,
+    figure,
+    fill,
+    measure,
+    random_anatomy,
+    random_cases,
+    random_steps,
+    random_volume,
+    table,
+)  # fmt: skip
+
+from medrl.environment import Environment
+from medrl.experience import Replay
+from medrl.inference.landmarks import LandmarkInferer
+from medrl.networks.fovea import FoveaNet
+from medrl.tasks.landmark import LandmarkTask
+
+PEER = "gml16/rl-medical at 824180d, same kind of machine"
+PEER_STEPS = 1_010.0  # environment steps/s, one 45^3 crop, resets included
+PEER_BYTES = 91_134.0  # a transition
+PEER_FULL = 9_469.0  # MB of the process with 1e5 transitions
+PEER_UPDATE = 15.3  # s, batch 64, 4-convolution network on 45^3 x 4
+PEER_LANDMARK = 1.87  # s a landmark and volume of 128^3, untrained network, stopped by oscillation
+
+OBSERVATIONS: dict[str, dict[str, Any]] = {
+    "one 25^3 crop": {"size": 25, "strides": (1,)},
+    "default, 17^3 at 3 levels": {"size": 17, "strides": (1, 2, 4)},
+    "one 45^3 crop, as the peer": {"size": 45, "strides": (1,)},
+}
+
+
+def environment_rows(seconds: float, side: int) -> list[Row]:
+    """Steps/s for 1, 32 and 256 rows."""
+    rows = []
+    for name, options in OBSERVATIONS.items():
+        cases = random_cases(side=side, strides=options["strides"])
+        for count in (1, 32, 256):
+            task = LandmarkTask(cases, size=options["size"], max_steps=200)
+            timing = measure(random_steps(Environment(task, num_envs=count)), seconds=seconds)
+            rows.append(Row("env", f"{name}, {count} rows", count / timing.cpu, "steps/s", _beside(timing)))
+    rows.append(Row("env", PEER, PEER_STEPS, "steps/s", "one 45^3 crop, 1 row, reads the volume again at every reset"))
+    return rows
+
+
+def memory_rows(count: int, side: int) -> list[Row]:
+    """Growth of this process by a replay that random walks fill to the brim."""
+    task = LandmarkTask(random_cases(side=side))
+    environment = Environment(task, num_envs=250)
+    walk = random_steps(environment)
+    walk()  # what the walks themselves need is not counted
+    before = _resident()
+    replay = Replay(task, capacity=count, num_envs=250)
+    agent = _Recorder(replay)
+    fill(agent, environment, count // 250)
+    grown = (_resident() - before) / 1e6
+    filled = f"{len(replay):,} transitions"
+    return [
+        Row(
+            "memory", filled, replay.bytes_per_transition(), "bytes/transition", "observations are rendered when drawn"
+        ),
+        Row("memory", filled, grown, "MB", "growth of the process"),
+    ]
+
+
+def update_rows(name: str, bf16: bool, seconds: float, batch_size: int, side: int, size: int | None) -> list[Row]:
+    """Seconds per update; the large network gets one update or two."""
+    slow = name == "AlansaryNet"
+    agent = build_agent(name, bf16=bf16, batch_size=batch_size, side=side, size=size)
+    timing = measure(agent.learn, seconds=0 if slow else seconds, most=2 if slow else 1000)
+    crops = {"AlansaryNet": "4 crops of 45^3", "ConcentricNet": "17^3 at 3 levels", "FoveaNet": "17^3 at 3 levels"}[
+        name
+    ]
+    what = f"{name}, {crops}, {'bf16' if bf16 else 'fp32'}"
+    return [Row("update", what, timing.cpu, "s", _beside(timing))]
+
+
+def volume_rows(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], policy: str) -> list[Row]:
+    """Seconds to locate ten landmarks in one int16 volume, and the peak of this process above the volume."""
+    anatomy = random_anatomy()
+    torch.manual_seed(0)
+    network = FoveaNet(landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=anatomy.spacing_mm)
+    inferer = LandmarkInferer(anatomy, policy=policy)
+    inferer.locate(*random_volume((32, 32, 32), (4.0, 4.0, 4.0)), network)  # loads what is loaded once
+    volume, matrix = random_volume(shape, spacing_mm)
+    before = _resident()
+    timing = measure(lambda: inferer.locate(volume, matrix, network), seconds=0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    what = f"{' x '.join(map(str, shape))}, {policy}"
+    size = volume.numel() * 2 / 1e6
+    each = timing.cpu / len(anatomy.labels)
+    return [
+        Row("volume", what, timing.cpu, "s/volume", _beside(timing)),
+        Row("volume", what, each, "s/landmark", f"{len(anatomy.labels)} landmarks"),
+        Row("volume", what, (peak - before) / 1e6, "MB", f"peak above the loaded volume of {figure(size)} MB"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts asked for and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="env,memory,update,volume", help="which parts, separated by commas")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each repeated measurement")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see that it runs: figures mean nothing")
+    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
+    options = parser.parse_args(arguments)
+    parts = options.parts.split(",")
+    unknown = set(parts) - {"env", "memory", "update", "volume"}
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: expected env, memory, update or volume")
+    small, seconds = options.small, options.seconds
+    side = 32 if small else 128
+    rows: list[Row] = []
+    if "env" in parts:
+        rows += _alone(environment_rows, seconds, side)
+    if "memory" in parts:
+        for count in (10_000, 20_000) if small else (100_000, 1_000_000):
+            rows += _alone(memory_rows, count, side)
+        rows.append(Row("memory", PEER, PEER_BYTES, "bytes/transition", f"{PEER_FULL:,.0f} MB at 100,000 transitions"))
+    if "update" in parts:
+        rows += _updates(seconds, 4 if small else 64, side, small=small)
+    if "volume" in parts:
+        sizes = [((128, 128, 128), (1.5, 1.5, 1.5)), ((512, 512, 400), (0.75, 0.75, 1.0))]
+        for shape, spacing_mm in [((24, 24, 24), (6.0, 6.0, 6.0))] if small else sizes:
+            for policy in ("jumps", "moves"):
+                rows += _alone(volume_rows, shape, spacing_mm, policy)
+        rows.append(Row("volume", PEER, PEER_LANDMARK, "s/landmark", "128^3, one landmark after another"))
+    machine = f"{platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"Times are CPU seconds on {machine}.\n")
+    print(table(rows))
+    if options.json is not None:
+        record = {"machine": machine, "rows": [row._asdict() for row in rows]}
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    return 0
+
+
+def _updates(seconds: float, batch_size: int, side: int, *, small: bool) -> list[Row]:
+    rows: list[Row] = []
+    for name in NETWORKS:
+        size = 31 if small and name == "AlansaryNet" else None
+        for bf16 in (False, True):
+            rows += _alone(update_rows, name, bf16, seconds, batch_size, side, size)
+    rows.append(Row("update", PEER, PEER_UPDATE, "s", "4-convolution network, 4 crops of 45^3, fp32, plain DQN"))
+    full, bf16_full, *ours = (row.value for row in rows[: 2 * len(NETWORKS)])
+    rows.append(
+        Row(
+            "update",
+            "peer / AlansaryNet fp32",
+            PEER_UPDATE / full,
+            "times",
+            "the same network, three passes to its two",
+        )
+    )
+    for row, value in zip(rows[2:], ours, strict=False):
+        same = bf16_full if "bf16" in row.what else full
+        rows.append(Row("update", f"AlansaryNet / {row.what}", same / value, "times", "equal precision"))
+    return rows
+
+
+class _Recorder:
+    """The part of an agent that ``fill`` needs."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+
+    def record(self, state: Any, action: torch.Tensor, step: Any) -> None:
+        ended = step.terminated | step.truncated
+        self.replay.add(state, action, step.final_state, step.terminated, ended, step.metrics["active"])
+
+
+def _alone(work: Callable[..., list[Row]], *arguments: Any) -> list[Row]:
+    """Run in a fresh process with one thread, so that memory is this work's own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _resident() -> float:
+    """Bytes of memory that this process holds (Linux; elsewhere its peak so far)."""
+    statistics = Path("/proc/self/statm")
+    if statistics.exists():
+        return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _beside(timing: Any) -> str:
+    return f"{figure(timing.wall / timing.cpu)} times that by the clock" if timing.wall > 1.1 * timing.cpu else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""A trained bundle in Python: load it, ask it for the landmarks of a volume or of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from medrl.bundles_folder import bundle_path
+from medrl.data.planes import as_volume
+from medrl.errors import input_error
+from medrl.inference.prediction import CasePredictor
+from medrl.types import InputError, Landmark
+
+
+class Bundle:
+    """A landmark bundle, ready on a device: the objects that its ``configs/inference.json`` describes.
+
+    ``labels`` names the landmarks; ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
+    """
+
+    def __init__(self, root: Path, device: torch.device, overrides: dict[str, Any]) -> None:
+        self.root, self.device, self._overrides = root, device, overrides
+        parser = self._parser()
+        self.network: nn.Module = _resolve(parser, "network")
+        self.inferer = _resolve(parser, "inferer")
+        self.preprocessing = _resolve(parser, "preprocessing")
+        self.labels: list[str] = list(_resolve(parser, "anatomy").labels)
+
+    def predict(self, image: Any, ras_from_voxel: Any = None) -> list[Landmark]:
+        """Find all landmarks of one volume, in the order of ``labels``, in RAS mm.
+
+        Args:
+            image: path of an image file or DICOM folder, a MetaTensor, or an array (X, Y, Z) or (1, X, Y, Z).
+            ras_from_voxel: (4, 4) mm; needed with a plain array, otherwise the image's own.
+
+        Raises:
+            InputError: an image that cannot be read, holds NaN or one value only, or an array without a matrix.
+        """
+        if not isinstance(image, str | Path):
+            image = _as_image(image, ras_from_voxel)
+        try:
+            data = self.preprocessing({"image": image})
+            return self.inferer(data["image"][None], self.network)[0]
+        except Exception as error:
+            wrong = input_error(error)
+            if wrong is None:
+                raise
+            raise wrong from None
+
+    def predict_folder(
+        self, dataset_dir: Path | str, output_dir: Path | str, *, pictures: bool = False
+    ) -> CasePredictor:
+        """Do what ``python -m monai.bundle run --config_file inference.json`` does, and return the predictor.
+
+        ``dataset_dir`` is a folder of images and DICOM series, or one image file.  Its ``report`` and ``landmarks``
+        hold what ``report.json`` and ``landmarks.csv`` say; a bad case is in ``failures`` and raises nothing.
+        Raises InputError if there is no case.
+        """
+        parser = self._parser(dataset_dir=str(dataset_dir), output_dir=str(output_dir), pictures=pictures)
+        parser["network"], parser["inferer"] = self.network, self.inferer
+        predictor = _resolve(parser, "evaluator")
+        predictor.run()
+        return predictor
+
+    def _parser(self, **overrides: Any) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config(self.root / "configs" / "inference.json")
+        parser.update({"bundle_root": str(self.root), "device": str(self.device)} | self._overrides | overrides)
+        return parser
+
+
+def load(bundle: str | Path, device: torch.device | str | None = None, *, ckpt_dir: Path | str | None = None) -> Bundle:
+    """Load a bundle by its folder or by the name of one that comes with the package.
+
+    ``device`` is CUDA where there is one, else the CPU; ``ckpt_dir`` a folder of other weights, such as those of a
+    training of one's own.  Raises InputError for an unknown bundle, a device that is not there, unreadable weights.
+    """
+    root = Path(bundle) if (Path(bundle) / "configs" / "inference.json").is_file() else bundle_path(Path(bundle).name)
+    overrides = {} if ckpt_dir is None else {"ckpt_dir": str(ckpt_dir)}
+    return Bundle(root, choose_device(device), overrides)
+
+
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """The device of a name, or the best at hand; InputError if this machine does not have it."""
+    if device is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        here = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        raise InputError(f"device {device} is not available; expected one of {here}") from None
+    return chosen
+
+
+def load_weights(network: nn.Module, path: Path | str, device: torch.device | str | None = None) -> nn.Module:
+    """Fill a network with a bare state dict and put it on a device, ready for inference; returns it.
+
+    Raises InputError if the file is missing, unreadable or of another network, or the device is not there.
+    """
+    device, name = choose_device(device), Path(path).name
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{name} is missing; train the bundle first, or copy its models folder again") from None
+    except Exception:
+        raise InputError(f"{name}: cannot be read as weights; copy the bundle's models folder again") from None
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError):
+        raise InputError(f"{name}: weights of another network than agent.json and anatomy.pt tell of") from None
+    return network.to(device).eval()
+
+
+def read_settings(folder: Path | str) -> dict[str, Any]:
+    """Read ``agent.json``, what a training needs to tell of its network and walk; InputError if it is not there."""
+    try:
+        return json.loads((Path(folder) / "agent.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("agent.json is missing: train the bundle first, or copy its models folder again") from None
+    except (OSError, ValueError):
+        raise InputError("agent.json: cannot be read as JSON; copy the bundle's models folder again") from None
+
+
+def _resolve(parser: ConfigParser, name: str) -> Any:
+    """An object of a configuration; an InputError inside comes out bare."""
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:
+        wrong = input_error(error)
+        if wrong is None:
+            raise
+        raise wrong from None
+
+
+def _as_image(image: Any, ras_from_voxel: Any) -> MetaTensor:
+    if ras_from_voxel is None:
+        if not isinstance(image, MetaTensor):
+            raise InputError("an array needs ras_from_voxel, the (4, 4) matrix in mm that a file would carry")
+        ras_from_voxel = image.affine
+    volume, matrix = as_volume(image, np.asarray(ras_from_voxel))
+    volume = volume.float()
+    if not bool(volume.isfinite().all()) or bool(volume.amin() == volume.amax()):
+        raise InputError("the image holds NaN, infinite values, or one value only; expected an image")
+    return MetaTensor(volume[None].as_subclass(Tensor), affine=matrix)

@@ -1,0 +1,60 @@
+"""One small example of every task and agent, for the contract tests; whoever adds a class adds its example here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from probes import small_landmark_task
+
+from medrl.agents.base import Agent
+from medrl.agents.cloning import Cloning
+from medrl.agents.dqn import DQN
+from medrl.agents.supervision import OffsetSupervision
+from medrl.environment import Environment
+from medrl.experience import Replay
+from medrl.networks.concentric import ConcentricNet
+from medrl.tasks.base import Task
+
+
+class Training(NamedTuple):
+    """An agent, and the environment it acts in (None: it learns from states drawn at will)."""
+
+    agent: Agent
+    environment: Environment | None
+
+
+def small_network(seed: int = 0) -> ConcentricNet:
+    """For crops of 5^3 at two levels, two landmarks, two scales."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ConcentricNet(landmarks=2, levels=2, size=5, scales=2, width=4, hidden=16)
+
+
+def dqn() -> Training:
+    """Three-step, prioritised, with supervision."""
+    environment = Environment(small_landmark_task(), num_envs=8, seed=1)
+    replay = Replay(environment.task, capacity=160, num_envs=8, n=3, alpha=0.6, seed=2)
+    agent = DQN(
+        small_network(), replay=replay, batch_size=16, warm_up=24, explore_updates=20, imitation=0.1,
+        supervision=OffsetSupervision(), seed=3,
+    )  # fmt: skip
+    return Training(agent, environment)
+
+
+def cloning() -> Training:
+    """On gains, with supervision."""
+    agent = Cloning(small_network(), task=small_landmark_task(), batch_size=16, supervision=OffsetSupervision(), seed=3)
+    return Training(agent, None)
+
+
+# class name -> variants of a task of three cases at least
+TASKS: dict[str, list[Callable[[], Task]]] = {
+    "LandmarkTask": [
+        small_landmark_task,
+        lambda: small_landmark_task(settle=False, max_steps=40),
+        lambda: small_landmark_task(observation="frames", frames=3),
+    ],
+}
+AGENTS: dict[str, Callable[[], Training]] = {"DQN": dqn, "Cloning": cloning}
