@@ -123,10 +123,11 @@ def score_cases(answers: Sequence[Answer]) -> dict[str, float]:
 
 def write_table(rows: dict[str, dict[str, Any]]) -> str:
     """The markdown table of named scores."""
-    lines = [
-        "| row | mean mm (95 % interval) | median | p95 | max | missing | > 10 mm | > 10 voxels | rank corr. of uncertainty | s a case |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    titles = (
+        "row", "mean mm (95 % interval)", "median", "p95", "max", "missing", "> 10 mm", "> 10 voxels",
+        "Spearman, uncertainty and error", "s a case",
+    )  # fmt: skip
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in rows.items():
         low, high = row["interval"]
         cells = [
@@ -145,7 +146,7 @@ def length(value: float | None) -> str:
 
 
 def draw_extremes(folder: Path, name: str, answers: Sequence[Answer], *, points: int = 12) -> list[Path]:
-    """Draw the case with the least and the one with the greatest mean error; the worst ``points`` first, truth shown."""
+    """Draw the cases with the least and the greatest mean error: their worst ``points``, with the truth."""
     order = sorted(answers, key=lambda a: float(a.penalised_mm().nanmean()))
     paths = []
     for kind, answer in (("best", order[0]), ("worst", order[-1])):
@@ -154,10 +155,9 @@ def draw_extremes(folder: Path, name: str, answers: Sequence[Answer], *, points:
         truth = dict(zip([p.label for p in answer.landmarks], answer.source.points_ras.tolist(), strict=True))
         mean = length(float(answer.penalised_mm().nanmean()))
         paths.append(folder / f"{name}_{kind}.png")
-        draw_landmarks(
-            paths[-1], answer.source.volume, answer.source.ras_from_voxel, [answer.landmarks[n] for n in worst], truth=truth,
-            title=f"{kind} case of {len(answers)}: {answer.source.name}, mean error {mean} mm; its {len(worst)} worst points",
-        )  # fmt: skip
+        title = f"{kind} case of {len(answers)}: {answer.source.name}, mean error {mean} mm; worst {len(worst)} points"
+        marks = [answer.landmarks[n] for n in worst]
+        draw_landmarks(paths[-1], answer.source.volume, answer.source.ras_from_voxel, marks, truth=truth, title=title)
     return paths
 
 

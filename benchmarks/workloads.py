@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -166,7 +167,9 @@ def table(rows: list[Row]) -> str:
 
 
 def figure(value: float) -> str:
-    """Three figures, with thousands set apart."""
+    """Three figures, with thousands set apart; a dash for no number."""
+    if math.isnan(value):
+        return "-"
     if value >= 1000:
         digits = len(str(int(value))) - 3
         return f"{round(value / 10**digits) * 10**digits:,}"

@@ -40,10 +40,11 @@ def small_cases(count: int = 3, *, labels: int = 2, strides: tuple[int, ...] = (
 
 
 def small_landmark_task(**options: Any) -> LandmarkTask:
-    """A landmark task on `small_cases` with crops of 5^3."""
+    """A landmark task on `small_cases` with crops of 5^3; ``options`` go to it, but ``strides`` and ``device``."""
     strides = options.pop("strides", (1, 2))
+    device = options.pop("device", "cpu")
     options = {"size": 5, "step_mm": (4.0, 2.0), "max_steps": 12} | options
-    return LandmarkTask(small_cases(strides=strides), **options)
+    return LandmarkTask(small_cases(strides=strides).to(device), **options)
 
 
 class ProbeState(NamedTuple):

@@ -30,9 +30,13 @@ class Record:
         self.replay.add(state, action, after, terminated, ended, active)
         for row in range(rows):
             self.steps[time, row] = {
-                "number": int(number[row]), "case": int(case[row]), "ended": bool(ended[row]), "action": int(action[row]),
-                "terminated": bool(terminated[row]), "drawable": bool(active[row]),
-            }  # fmt: skip
+                "number": int(number[row]),
+                "case": int(case[row]),
+                "action": int(action[row]),
+                "ended": bool(ended[row]),
+                "terminated": bool(terminated[row]),
+                "drawable": bool(active[row]),
+            }
 
     def add_random(self) -> None:
         rows = self.replay.num_envs

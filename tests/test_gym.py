@@ -264,7 +264,7 @@ def test_wrong_modes_are_refused(task):
 
 def test_render_shows_the_middle_planes_and_the_path(task):
     env = SingleEnv(task, render_mode="rgb_array")
-    seen, _ = env.reset(seed=1)
+    env.reset(seed=1)
     env.step(0)
     frame = env.render()
     assert frame.dtype == np.uint8

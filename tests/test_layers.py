@@ -12,6 +12,7 @@ import medrl
 ROOT = Path(medrl.__file__).parent
 LOWER = {
     "types": set(),
+    "errors": {"types"},
     "geometry": {"types"},
     "data": {"types", "geometry"},
     "rewards": {"types", "geometry"},

@@ -65,6 +65,20 @@ def test_gae_with_decay_one_is_the_return_less_the_value(torch_generator):
         torch.testing.assert_close(advantage[t], total - value[t])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_gae_equals_torchrls(torch_generator):
+    functional = pytest.importorskip("torchrl.objectives.value.functional")
+    reward, value, after = torch.randn(3, 12, 5, generator=torch_generator)
+    ended = torch.rand(12, 5, generator=torch_generator) < 0.3
+    terminated = ended & (torch.rand(12, 5, generator=torch_generator) < 0.5)
+    ours = gae(reward, value, after, terminated, ended, gamma=0.9, decay=0.8)
+    parts = [x.T[..., None] for x in (value, after, reward)]  # (B, T, 1)
+    theirs, _ = functional.generalized_advantage_estimate(
+        0.9, 0.8, *parts, done=ended.T[..., None], terminated=terminated.T[..., None]
+    )
+    torch.testing.assert_close(ours, theirs[..., 0].T)
+
+
 def test_leave_one_out_by_hand():
     score = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
     assert leave_one_out(score, 3).tolist() == [1 - 4.0, 2 - 3.5, 6 - 1.5, 0.0, 0.0, 0.0]

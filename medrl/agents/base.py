@@ -54,6 +54,11 @@ def every_value(network: nn.Module, output: Tensor, observation: Any) -> Tensor:
     return output if output.ndim == 3 else output[:, None]
 
 
+def every_quantile(network: nn.Module, output: Tensor, observation: Any) -> Tensor:
+    """Return distributions (B, H, A, N) of all heads at the rows' own scales."""
+    return network.action_quantiles(output, observation["scale"])
+
+
 def own_value(values: Tensor, observation: Any) -> Tensor:
     """Action values (B, A) of the head that each row follows."""
     if isinstance(observation, dict) and "head" in observation:

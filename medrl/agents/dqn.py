@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
-from medrl.agents.base import Agent, every_value, image_of, look, own_value, schedule
+from medrl.agents.base import Agent, every_quantile, every_value, image_of, look, own_value, schedule
 from medrl.agents.cloning import follow
 from medrl.agents.supervision import near_weight
 from medrl.experience import Replay
@@ -33,6 +33,28 @@ def double_q_loss(
     return huber_loss(chosen, target, reduction="none"), (target - chosen).detach()
 
 
+def quantile_q_loss(
+    quantiles: Tensor, action: Tensor, reward: Tensor, discount: Tensor, terminated: Tensor, online_next: Tensor, target_next: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Quantile Huber loss (B, H) and TD error (B, H) of return distributions (B, H, A, N) [Dabney 2018, QR-DQN].
+
+    ``online_next`` (B, H, A, N) chooses the next action by its mean, ``target_next`` (B, H, A, N) is its return.
+    """
+    best = online_next.mean(-1).argmax(-1)
+    count = quantiles.shape[-1]
+
+    def of(values: Tensor, chosen: Tensor) -> Tensor:
+        return values.gather(2, chosen[..., None, None].expand(-1, -1, 1, count))[:, :, 0]
+
+    target = td_target(reward[..., None], discount[..., None], terminated[..., None], of(target_next, best))
+    value = of(quantiles, action[:, None].expand(-1, quantiles.shape[1]))
+    gap = target[..., None, :] - value[..., :, None]  # (B, H, N of the value, N of the target)
+    share = (torch.arange(count, device=gap.device) + 0.5) / count
+    huber = huber_loss(value[..., :, None].expand_as(gap), target[..., None, :].expand_as(gap), reduction="none")
+    loss = ((share[:, None] - (gap < 0).float()).abs() * huber).mean(-1).sum(-1)
+    return loss, (target.mean(-1) - value.mean(-1)).detach()
+
+
 class DQN(Agent):
     """DQN whose every transition teaches every head of the network.
 
@@ -40,6 +62,7 @@ class DQN(Agent):
     alike.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
     are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.  ``train_only`` names the
     parameters that learn (a prefix such as "value_head"); the others, and batch statistics, stay as they are.
+    A network with ``quantiles`` learns the distribution of its returns.
     """
 
     def __init__(
@@ -47,7 +70,7 @@ class DQN(Agent):
         updates: int = 10_000, weight_decay: float = 0.05, double: bool = True, target_half_life: float = 200.0,
         epsilon: tuple[float, float] = (0.5, 0.05), explore_updates: int = 5_000, warm_up: int = 2_000,
         near_mm: float = 3.0, supervision: Callable | None = None, imitation: float = 0.0, average: float = 300.0,
-        bf16: bool = True, clip: float = 5.0, seed: int = 0,
+        train_only: str = "", bf16: bool = True, clip: float = 5.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         largest = (replay.length - replay.n + 1) * replay.num_envs
@@ -63,7 +86,14 @@ class DQN(Agent):
         self.near_mm, self.supervision, self.imitation = near_mm, supervision, imitation
         self.device = replay.device
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self.train_only = train_only
+        learning = [parameter for name, parameter in network.named_parameters() if name.startswith(train_only)]
+        if not learning:
+            raise ValueError(f"the network has no parameters named {train_only!r}...: nothing would learn")
+        network.requires_grad_(False)
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(learning, lr=learning_rate, weight_decay=weight_decay)
         self.update = 0
 
     @property
@@ -111,10 +141,13 @@ class DQN(Agent):
             with torch.no_grad():
                 target_out = self.target(next_image).float()
                 online_out = self.average(next_image).float() if self.double else target_out
-        q = every_value(network, output, batch.observation)
-        online_next = every_value(network, online_out, batch.next_observation)
-        target_next = every_value(network, target_out, batch.next_observation) * (next_unit / unit)[:, None, None]
-        loss, error = double_q_loss(
+        distributed = getattr(network, "quantiles", 1) > 1
+        read = every_quantile if distributed else every_value
+        q = read(network, output, batch.observation)
+        online_next = read(network, online_out, batch.next_observation)
+        target_next = read(network, target_out, batch.next_observation)
+        target_next = target_next * (next_unit / unit).reshape(-1, *[1] * (target_next.ndim - 1))
+        loss, error = (quantile_q_loss if distributed else double_q_loss)(
             q, batch.action, batch.reward / unit[:, None], batch.discount, batch.terminated, online_next, target_next
         )
         parts = {"q": q.detach().mean(), "td_error": error.abs().mean()}

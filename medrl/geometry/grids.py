@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, grid_sample
@@ -23,7 +25,7 @@ def bounding_box(ras_from_voxel: Tensor, shape: tuple[int, int, int], frame_from
     return corners.amin(0), corners.amax(0)
 
 
-def grey_window(volume: Tensor, window: tuple[float, float] | None = None) -> tuple[float, float]:
+def grey_window(volume: Tensor, window: Sequence[float] | None = None) -> tuple[float, float]:
     """Lower and upper intensity that become 1 and 255.
 
     With ``window`` None (MRI): from the darkest 1 % to 1.6 times the 90th percentile of the foreground, where
@@ -38,6 +40,8 @@ def grey_window(volume: Tensor, window: tuple[float, float] | None = None) -> tu
     check_contrast(sample)
     low = torch.quantile(sample, 0.01)
     foreground = sample[sample > sample.mean()]
+    if len(foreground) == 0:
+        raise ValueError("a constant volume has no contrast")
     high = low + 1.6 * (torch.quantile(foreground, 0.9) - low)
     return float(low), float(torch.maximum(high, low + 1e-6))
 
@@ -59,7 +63,10 @@ def thin(volume: Tensor, ras_from_voxel: Tensor, spacing_mm: float) -> tuple[Ten
     factor = [min(f, n) for f, n in zip(factor, volume.shape, strict=True)]
     kept = [n - n % f for n, f in zip(volume.shape, factor, strict=True)]
     # a remainder of less than one block stays on the far side; the affine is unchanged by it
-    volume = avg_pool3d(volume[None, None, : kept[0], : kept[1], : kept[2]].float(), tuple(factor))[0, 0]
+    thinned = []
+    for slab in volume[: kept[0], : kept[1], : kept[2]].split(factor[0] * 32):  # slab by slab: no float copy of it all
+        thinned.append(avg_pool3d(slab[None, None].float(), tuple(factor))[0, 0])
+    volume = torch.cat(thinned)
     voxel = torch.diag(torch.tensor([*map(float, factor), 1.0], dtype=torch.float64))
     voxel[:3, 3] = (torch.tensor(factor, dtype=torch.float64) - 1) / 2
     return volume, ras_from_voxel @ voxel

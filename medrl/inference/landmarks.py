@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medrl.data.anatomy import Anatomy
 from medrl.data.cases import Cases, Source
-from medrl.geometry.grids import OUTSIDE
+from medrl.geometry.grids import OUTSIDE, grey_window, thin
 from medrl.geometry.similarity import apply, fit_robust
 from medrl.inference.consensus import agree, shape_posterior
 from medrl.inference.pose import search_pose
@@ -68,7 +68,9 @@ class LandmarkInferer(Inferer):
         volume = torch.as_tensor(volume).as_subclass(Tensor)
         ras_from_voxel = torch.as_tensor(ras_from_voxel).as_subclass(Tensor).double().cpu()
         anatomy, generator = self.anatomy, torch.Generator().manual_seed(self.seed)
-        heads = len(anatomy.labels)
+        heads, shape, window = len(anatomy.labels), volume.shape, grey_window(volume, anatomy.window)
+        ras_from_file = ras_from_voxel
+        volume, ras_from_voxel = thin(volume, ras_from_voxel, anatomy.spacing_mm)  # once for all passes
         frame, box = None, None
         if anatomy.template is not None:
             frame, _ = search_pose(volume, ras_from_voxel, anatomy, generator)
@@ -76,7 +78,7 @@ class LandmarkInferer(Inferer):
         steps, trail = torch.zeros(heads, dtype=torch.long), []
         places_ras: Tensor | None = None
         for number in range(self.passes):
-            cases = self._cases(volume, ras_from_voxel, frame, box).to(device)
+            cases = self._cases(volume, ras_from_voxel, frame, box, window).to(device)
             task = LandmarkTask(cases, size=anatomy.size, step_mm=self.step_mm)
             first = number == 0
             start = self._starts(cases, places_ras, generator, spread=first and frame is None)
@@ -94,7 +96,7 @@ class LandmarkInferer(Inferer):
             fitted = apply(torch.linalg.inv(fit_robust(anatomy.shape_mm, places_ras)), anatomy.shape_mm.double())
             places_ras = shape_posterior(places_ras, doubt.cpu().double(), fitted, anatomy.spread_mm.double())
         uncertainty = self.calibration["scale"] * (doubt**2 + scatter**2).sqrt().cpu()
-        depth = _depth_mm(places_ras, ras_from_voxel, volume.shape)
+        depth = _depth_mm(places_ras, ras_from_file, shape)
         evidence = presence_evidence(depth, uncertainty, logit.cpu())
         weight = torch.tensor([self.calibration[k] for k in ("inside", "logit", "bias")])
         presence = torch.sigmoid(evidence @ weight)
@@ -110,13 +112,14 @@ class LandmarkInferer(Inferer):
         ]  # fmt: skip
         return landmarks, evidence
 
-    def _cases(self, volume: Tensor, ras_from_voxel: Tensor, frame: Tensor | None, box: tuple | None) -> Cases:
+    def _cases(
+        self, volume: Tensor, ras_from_voxel: Tensor, frame: Tensor | None, box: tuple | None, window: tuple[float, float]
+    ) -> Cases:  # fmt: skip
         anatomy = self.anatomy
         unknown = torch.full((len(anatomy.labels), 3), torch.nan, dtype=torch.float64)
         return Cases.from_sources(
             [Source("volume", volume, ras_from_voxel, unknown)], labels=anatomy.labels, spacing_mm=anatomy.spacing_mm,
-            strides=tuple(anatomy.strides), frames=None if frame is None else [frame], box_mm=box,
-            window=None if anatomy.window is None else (anatomy.window[0], anatomy.window[1]),
+            strides=tuple(anatomy.strides), frames=None if frame is None else [frame], box_mm=box, window=window,
         )  # fmt: skip
 
     def _starts(self, cases: Cases, places_ras: Tensor | None, generator: torch.Generator, *, spread: bool) -> Tensor:

@@ -23,18 +23,21 @@ class Heads(NamedTuple):
 
 
 class LandmarkNet(nn.Module):
-    """What networks of landmark agents share: the layout of the one output tensor (B, L, scales * 7 + 5)."""
+    """What networks of landmark agents share: the layout of the one output tensor (B, L, scales * 7 * N + 5).
 
-    def __init__(self, *, landmarks: int, scales: int, unit_mm: float) -> None:
+    N is the number of ``quantiles`` of each action's return: 1 is its mean, more a distribution [Dabney 2018].
+    """
+
+    def __init__(self, *, landmarks: int, scales: int, unit_mm: float, quantiles: int = 1) -> None:
         super().__init__()
-        self.landmarks, self.scales, self.unit_mm = landmarks, scales, unit_mm
-        self.actions, self.moves = ACTIONS, scales * ACTIONS  # as attributes: TorchScript reads no globals
+        self.landmarks, self.scales, self.unit_mm, self.quantiles = landmarks, scales, unit_mm, quantiles
+        self.actions, self.moves = ACTIONS, scales * ACTIONS * quantiles  # as attributes: TorchScript reads no globals
 
     @torch.jit.unused
     def split(self, output: Tensor) -> Heads:
         """Name the parts of the output; lengths in mm."""
         moves = self.moves
-        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, self.actions)
+        q = self._quantiles(output).mean(-1)
         offset = output[..., moves : moves + 3] * self.unit_mm
         spread = (softplus(output[..., moves + 3]) + 0.005) * self.unit_mm
         return Heads(q, offset, spread, output[..., moves + 4])
@@ -42,9 +45,18 @@ class LandmarkNet(nn.Module):
     @torch.jit.unused
     def action_values(self, output: Tensor, scale: Tensor) -> Tensor:
         """Values (B, L, ACTIONS) of all landmarks at each row's scale (B,)."""
-        moves = self.moves
-        q = output[..., :moves].reshape(*output.shape[:-1], self.scales, self.actions)
-        return q[torch.arange(len(q), device=q.device), :, scale]
+        return self.action_quantiles(output, scale).mean(-1)
+
+    @torch.jit.unused
+    def action_quantiles(self, output: Tensor, scale: Tensor) -> Tensor:
+        """Quantiles (B, L, ACTIONS, N) of the returns of all landmarks at each row's scale (B,)."""
+        quantiles = self._quantiles(output)
+        return quantiles[torch.arange(len(quantiles), device=quantiles.device), :, scale]
+
+    @torch.jit.unused
+    def _quantiles(self, output: Tensor) -> Tensor:
+        shape = (*output.shape[:-1], self.scales, self.actions, self.quantiles)
+        return output[..., : self.moves].reshape(shape)
 
 
 def grey_to_float(image: Tensor) -> Tensor:
@@ -69,12 +81,12 @@ def small_linear(before: int, after: int) -> nn.Linear:
 
 
 def dueling_values(raw: Tensor, dueling: bool) -> Tensor:
-    """Values (..., A) from (..., A + 1): ``V + A - mean A`` with V last [Wang 2016], or the first A alone."""
+    """Values (..., A, N) from (..., A + 1, N): ``V + A - mean A`` with V last [Wang 2016], or the first A alone."""
     raw = raw.float()
-    advantages = raw[..., :-1]
+    advantages = raw[..., :-1, :]
     if not dueling:
         return advantages
-    return raw[..., -1:] + advantages - advantages.mean(-1, keepdim=True)
+    return raw[..., -1:, :] + advantages - advantages.mean(-2, keepdim=True)
 
 
 class ConcentricNet(LandmarkNet):
@@ -86,9 +98,9 @@ class ConcentricNet(LandmarkNet):
 
     def __init__(
         self, *, landmarks: int, levels: int = 3, size: int = 17, scales: int = 3, width: int = 32, hidden: int = 256,
-        unit_mm: float = 10.0, dueling: bool = True, communicate: bool = False,
+        unit_mm: float = 10.0, dueling: bool = True, communicate: bool = False, quantiles: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(landmarks=landmarks, scales=scales, unit_mm=unit_mm)
+        super().__init__(landmarks=landmarks, scales=scales, unit_mm=unit_mm, quantiles=quantiles)
         self.dueling, self.communicate = dueling, communicate
         self.trunk = nn.Sequential(
             convolve(levels, width, 2), convolve(width, 2 * width, 2), convolve(2 * width, 2 * width),
@@ -99,18 +111,19 @@ class ConcentricNet(LandmarkNet):
             side = (side + 1) // 2
         self.hidden = nn.Sequential(nn.Linear(4 * width * side**3, hidden), nn.ReLU(inplace=True))
         self.place_head = small_linear(hidden, landmarks * EXTRA)
-        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1))
+        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1) * quantiles)
         self.talk = nn.Linear(hidden, landmarks * 32) if communicate else nn.Identity()
-        self.listen = small_linear(64, EXTRA + scales * (ACTIONS + 1)) if communicate else nn.Identity()
+        self.listen = small_linear(64, EXTRA + scales * (ACTIONS + 1) * quantiles) if communicate else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """Crops (B, levels, n, n, n) -> (B, landmarks, scales * 7 + 5)."""
         feature = self.hidden(self.trunk(grey_to_float(image)))
         out = self.place_head(feature).reshape(-1, self.landmarks, 5).float()
-        raw = self.value_head(feature).reshape(-1, self.landmarks, self.scales * (self.actions + 1)).float()
+        raw = self.value_head(feature).reshape(len(out), self.landmarks, -1).float()
         if self.communicate:
             said = torch.relu(self.talk(feature)).reshape(-1, self.landmarks, 32)
             heard = self.listen(torch.cat([said, said.mean(1, keepdim=True).expand_as(said)], -1)).float()
             out, raw = out + heard[..., :5], raw + heard[..., 5:]
-        q = dueling_values(raw.reshape(-1, self.landmarks, self.scales, self.actions + 1), self.dueling)
+        shape = (-1, self.landmarks, self.scales, self.actions + 1, self.quantiles)
+        q = dueling_values(raw.reshape(shape), self.dueling)
         return torch.cat([q.flatten(2), out], -1)

@@ -28,9 +28,9 @@ class FoveaNet(LandmarkNet):
 
     def __init__(
         self, *, landmarks: int, strides: tuple[int, ...] = (1, 2, 4), spacing_mm: float = 1.5, size: int = 17,
-        scales: int = 3, width: int = 16, hidden: int = 256, dueling: bool = True,
+        scales: int = 3, width: int = 16, hidden: int = 256, dueling: bool = True, quantiles: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(landmarks=landmarks, scales=scales, unit_mm=6 * spacing_mm)
+        super().__init__(landmarks=landmarks, scales=scales, unit_mm=6 * spacing_mm, quantiles=quantiles)
         if size % 4 != 1 or any(b != 2 * a for a, b in zip(strides[:-1], strides[1:], strict=True)):
             raise ValueError("FoveaNet needs a crop size of 4 m + 1 and strides that double")
         levels, self.dueling = len(strides), dueling
@@ -44,7 +44,7 @@ class FoveaNet(LandmarkNet):
         )
         self.hidden = nn.Sequential(nn.Linear(levels * 2 * width * pooled**3, hidden), nn.ReLU(inplace=True))
         self.place_head = small_linear(hidden, landmarks * (EXTRA + levels + 1))
-        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1))
+        self.value_head = small_linear(hidden, landmarks * scales * (ACTIONS + 1) * quantiles)
         reach = (torch.arange(self.side) * 2 - size // 2).float()
         lattice = torch.cartesian_prod(reach, reach, reach) * spacing_mm
         self.register_buffer("places_mm", torch.cat([lattice * s for s in reversed(strides)]), persistent=False)
@@ -75,9 +75,8 @@ class FoveaNet(LandmarkNet):
             heats.append(heat(feature).flatten(2).float())
             pooled.append(pool(feature).flatten(1))
         hidden = self.hidden(torch.cat(pooled, 1))
-        q = dueling_values(
-            self.value_head(hidden).reshape(-1, self.landmarks, self.scales, self.actions + 1), self.dueling
-        )
+        shape = (-1, self.landmarks, self.scales, self.actions + 1, self.quantiles)
+        q = dueling_values(self.value_head(hidden).reshape(shape), self.dueling)
         out = self.place_head(hidden).reshape(-1, self.landmarks, 5 + levels + 1).float()
         bias = out[..., 5:]
         votes = torch.cat([h + bias[..., n : n + 1] for n, h in enumerate(heats)] + [bias[..., -1:]], -1)

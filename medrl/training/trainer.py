@@ -15,7 +15,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import ensure_tuple
 from torch import Tensor
 
-from medrl.training.progress import Meter, RLEvents
+from medrl.training.progress import EPISODE, Meter, RLEvents
 
 
 class RLTrainer(Trainer):
@@ -48,8 +48,9 @@ class RLTrainer(Trainer):
     ) -> None:  # fmt: skip
         if environment is None and not agent.ready:
             raise ValueError(f"{type(agent).__name__} learns from what it did: give an environment")
-        if pool is not None and environment is not None and environment.task.cases is not pool.cases:
-            raise ValueError("the environment's task must walk on pool.cases, or refreshed cases are never seen")
+        task = getattr(agent, "task", None) if environment is None else environment.task
+        if pool is not None and task is not None and task.cases is not pool.cases:
+            raise ValueError("the task must walk on pool.cases, or refreshed cases are never seen")
         if pool is not None and not 0 < refresh_count < len(pool.cases):
             raise ValueError(f"refresh_count {refresh_count} must leave some of the {len(pool.cases)} cases in place")
         super().__init__(
@@ -133,8 +134,9 @@ class RLTrainer(Trainer):
     def _read(self, update: int) -> dict[str, float]:
         """The one place where the host waits for the device."""
         means = self.meter.read()
-        # a window in which no episode ended keeps the means of the last one
-        log = {name: self.state.log.get(name, value) if math.isnan(value) else value for name, value in means.items()}
+        # a window in which no episode ended keeps the means of the last one; a loss that is NaN is shown
+        silent = {name for name, value in means.items() if name in EPISODE and math.isnan(value)}
+        log = means | {name: self.state.log.get(name, math.nan) for name in silent}
         (then, update_then), self.read_at = self.read_at, (time.perf_counter(), update)
         log["updates_per_second"] = (update - update_then) / max(self.read_at[0] - then, 1e-9)
         log["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])

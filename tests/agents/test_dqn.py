@@ -53,36 +53,27 @@ def test_every_head_has_its_own_loss(torch_generator):
         torch.testing.assert_close(together[:, pick], alone)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_loss_equals_torchrls(torch_generator):
     objectives = pytest.importorskip("torchrl.objectives")
-    tensordict = pytest.importorskip("tensordict")
     modules = pytest.importorskip("torchrl.modules")
-    network = nn.Linear(3, 4)
-    actor = modules.QValueActor(network, in_keys=["observation"], action_space="categorical")
-    theirs = objectives.DQNLoss(
-        actor, loss_function="smooth_l1", delay_value=True, double_dqn=True, action_space="categorical"
-    )
+    tensordict = pytest.importorskip("tensordict")
+    online, target = nn.Linear(3, 4), nn.Linear(3, 4)
+    actor = modules.QValueActor(copy.deepcopy(online), in_keys=["observation"], action_space="categorical")
+    options = {"loss_function": "smooth_l1", "delay_value": True, "double_dqn": True, "action_space": "categorical"}
+    theirs = objectives.DQNLoss(actor, **options)
     theirs.make_value_estimator(gamma=0.9)
-    for parameter in theirs.target_value_network_params.values(True, True):
-        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch_generator))
+    parameters = dict(theirs.target_value_network_params.flatten_keys(".").items())
+    for name, value in target.named_parameters():
+        next(p for key, p in parameters.items() if key.endswith(name)).data.copy_(value)
     seen, after = torch.randn(2, 8, 3, generator=torch_generator)
     action, reward = torch.randint(4, (8,), generator=torch_generator), torch.randn(8, 1, generator=torch_generator)
     ended = torch.arange(8)[:, None] < 2
-    batch = tensordict.TensorDict(
-        {"observation": seen, "action": action, "next": {
-            "observation": after, "reward": reward, "done": ended, "terminated": ended}}, [8]
-    )  # fmt: skip
-    target = copy.deepcopy(network)
-    with theirs.target_value_network_params.to_module(actor):
-        target.load_state_dict(network.state_dict())
+    then = {"observation": after, "reward": reward, "done": ended, "terminated": ended}
+    batch = tensordict.TensorDict({"observation": seen, "action": action, "next": then}, [8])
+    discount = torch.full((8, 1), 0.9)
     loss, _ = double_q_loss(
-        network(seen)[:, None],
-        action,
-        reward,
-        torch.full((8, 1), 0.9),
-        ended,
-        network(after)[:, None],
-        target(after)[:, None],
+        online(seen)[:, None], action, reward, discount, ended, online(after)[:, None], target(after)[:, None]
     )
     torch.testing.assert_close(loss.mean(), theirs(batch)["loss"])
 
@@ -96,8 +87,8 @@ def learnt(task: Probe, *, n: int = 1, updates: int = 250, **options) -> DQN:
         network = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, int(task.action_space.n)))
     options = {"target_half_life": 5.0, "average": 5.0, "epsilon": (1.0, 1.0)} | options
     agent = DQN(
-        network, replay=replay, batch_size=64, warm_up=64, updates=updates, learning_rate=2e-2, weight_decay=0.0, bf16=False,
-        **options,
+        network, replay=replay, batch_size=64, warm_up=64, updates=updates, learning_rate=2e-2, weight_decay=0.0,
+        bf16=False, **options,
     )  # fmt: skip
     seen = environment.reset()
     for _ in range(40):
@@ -113,7 +104,7 @@ def learnt(task: Probe, *, n: int = 1, updates: int = 250, **options) -> DQN:
 
 def values(agent: DQN, sign: float, age: float) -> list[float]:
     with torch.no_grad():
-        return agent.average(torch.tensor([[sign, age]]))[0].tolist()
+        return agent.average(torch.tensor([[float(sign), float(age)]]))[0].tolist()
 
 
 def test_probe_constant_reward():
@@ -176,10 +167,10 @@ def test_target_follows_updates_not_episodes():
 
 
 def test_exploration_falls_with_the_updates(torch_generator):
-    agent, environment = dqn()
+    agent = dqn().agent
     agent.epsilon_range, agent.explore_updates = (0.8, 0.2), 10
-    seen = {"image": torch.randint(256, (4000, 2, 5, 5, 5), dtype=torch.uint8), "scale": torch.zeros(4000, dtype=torch.int64),
-            "head": torch.zeros(4000, dtype=torch.int64)}  # fmt: skip
+    image = torch.randint(256, (4000, 2, 5, 5, 5), generator=torch_generator, dtype=torch.uint8)
+    seen = {"image": image, "scale": torch.zeros(4000, dtype=torch.int64), "head": torch.zeros(4000, dtype=torch.int64)}
     greedy = agent.act(seen).action
     for update, epsilon in ((0, 0.8), (5, 0.5), (10, 0.2), (1000, 0.2)):
         agent.update = update
@@ -188,8 +179,24 @@ def test_exploration_falls_with_the_updates(torch_generator):
         assert changed == pytest.approx(epsilon * 6 / 7, abs=0.03)
 
 
+def test_train_only_leaves_the_rest_and_its_statistics_alone():
+    example, environment = dqn()
+    agent = DQN(small_network(), replay=example.replay, batch_size=16, warm_up=24, train_only="value_head")
+    before = {name: value.clone() for name, value in agent.network.state_dict().items()}
+    seen = environment.reset()
+    for _ in range(12):
+        state, action = environment.state, agent.act(seen, explore=True).action
+        step = environment.step(action)
+        agent.record(state, action, step)
+        seen = step.observation
+        if agent.ready:
+            agent.learn()
+    changed = {name for name, value in agent.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"value_head.weight", "value_head.bias"}
+
+
 def test_warm_up_that_never_ends_is_refused():
-    agent, _ = dqn()
+    agent = dqn().agent
     with pytest.raises(ValueError, match="never reached"):
         DQN(small_network(), replay=agent.replay, warm_up=1000)
 
@@ -198,7 +205,8 @@ def test_warm_up_that_never_ends_is_refused():
 def test_learning_never_makes_the_host_wait(name):
     task = small_landmark_task(size=9)
     options = {"landmarks": 2, "size": 9, "scales": 2, "width": 4, "hidden": 16}
-    network = FoveaNet(strides=(1, 2), spacing_mm=2.0, **options) if name == "fovea" else ConcentricNet(levels=2, **options)
+    fovea = name == "fovea"
+    network = FoveaNet(strides=(1, 2), spacing_mm=2.0, **options) if fovea else ConcentricNet(levels=2, **options)
     environment = Environment(task, num_envs=8)
     replay = Replay(task, capacity=160, num_envs=8, n=3, alpha=0.6)
     agent = DQN(network, replay=replay, batch_size=8, warm_up=24, imitation=0.1, supervision=OffsetSupervision())

@@ -51,7 +51,7 @@ def test_best_spread_is_the_error(error_mm):
 def test_spread_does_not_move_the_offset():
     guess = targets()["offset_mm"].clone().requires_grad_()
     only = OffsetSupervision(spread=1.0, presence=0.0)
-    loss, parts = only(heads(guess), targets())
+    loss, _ = only(heads(guess), targets())
     loss.backward()
     assert not guess.grad.any()  # the guess is right; a spread of 1 mm asks for nothing of it
 

@@ -86,7 +86,8 @@ def test_a_frame_turns_scales_and_crops(torch_generator):
     )
     box = (torch.tensor([-30.0, -30, -30]).double(), torch.tensor([30.0, 26, 31]).double())
     grid, ras_from_centre = canonical(
-        *stored(storages()["oblique"]), spacing_mm=2.0, frame_from_ras=frame_from_ras, box_mm=box, window=WINDOW, multiple=4
+        *stored(storages()["oblique"]), spacing_mm=2.0, frame_from_ras=frame_from_ras, box_mm=box, window=WINDOW,
+        multiple=4,
     )  # fmt: skip
     assert grid.shape == (32, 28, 32)
     torch.testing.assert_close(frame_from_ras @ ras_from_centre, compose(torch.eye(3), 1, (box[0] + box[1]) / 2))

@@ -187,16 +187,16 @@ def test_walkers_start_inside_and_look_for_known_landmarks(start, torch_generato
 
 
 def test_near_starts_follow_their_shares(torch_generator):
-    cases = Cases([torch.full((400, 400, 400), 9, dtype=torch.uint8)], torch.zeros(1, 1, 3), labels=["a"], spacing_mm=2.0,
-                  strides=(1,))  # fmt: skip
+    volume = torch.full((200, 200, 200), 9, dtype=torch.uint8)
+    cases = Cases([volume], torch.zeros(1, 1, 3), labels=["a"], spacing_mm=2.0, strides=(1,))
     task = LandmarkTask(cases, start="near", near_mm=(0.5, 20.0), near_share=(1.0, 3.0))
     distance = task.initial(torch.zeros(4000, dtype=torch.int64), torch_generator).position.norm(dim=1)
     assert float((distance < 2.5).float().mean()) == pytest.approx(0.25, abs=0.03)
 
 
 def test_a_case_without_truth_walks_for_no_reward(torch_generator):
-    cases = Cases([torch.full((16, 16, 16), 9, dtype=torch.uint8)], torch.full((1, 2, 3), torch.nan), labels=["a", "b"],
-                  spacing_mm=2.0, strides=(1,))  # fmt: skip
+    volume, unknown = torch.full((16, 16, 16), 9, dtype=torch.uint8), torch.full((1, 2, 3), torch.nan)
+    cases = Cases([volume], unknown, labels=["a", "b"], spacing_mm=2.0, strides=(1,))
     task = LandmarkTask(cases, size=5)
     state = task.initial(torch.zeros(50, dtype=torch.int64), torch_generator)
     action = torch.randint(7, (50,), generator=torch_generator)
@@ -266,9 +266,13 @@ def test_outputs_are_in_patient_space_whatever_the_storage(generator):
 
 
 def test_wrong_options_are_refused():
-    for options in ({"observation": "planes"}, {"start": "far"}, {"step_mm": (1.0, 2.0)},
-                    {"observation": "frames", "step_mm": (4.0, 2.0, 1.0)}):  # fmt: skip
-        with pytest.raises(ValueError, match="unknown|coarse to fine|level"):
+    for options, words in [
+        ({"observation": "planes"}, "unknown observation"),
+        ({"start": "far"}, "start 'far'"),
+        ({"step_mm": (1.0, 2.0)}, "coarse to fine"),
+        ({"observation": "frames", "step_mm": (4.0, 2.0, 1.0)}, "a level for every step"),
+    ]:
+        with pytest.raises(ValueError, match=words):
             small_landmark_task(**options)
 
 

@@ -93,6 +93,14 @@ def test_rollout_is_logged(cases: Cases, tiny: SimpleNamespace) -> None:
     assert trainer.state.log["episode_return"] == before, "a window without an ended episode keeps the last mean"
 
 
+def test_a_loss_that_is_not_a_number_shows(cases: Cases, tiny: SimpleNamespace) -> None:
+    built = tiny.training("cloning", cases)
+    trainer = tiny.trainer(built, epoch_length=2)
+    built.agent.learn = lambda: {"loss": torch.tensor(math.nan if trainer.state.iteration == 2 else 1.0)}
+    trainer.run()
+    assert math.isnan(trainer.state.log["loss"])
+
+
 @pytest.mark.parametrize("kind", ["cloning", "dqn"])
 def test_never_waits_for_the_device(
     kind: str, cases: Cases, tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +232,8 @@ def test_wrong_use_is_refused(cases: Cases, tiny: SimpleNamespace) -> None:
         tiny.trainer(SimpleNamespace(agent=built.agent, environment=None))
     with pytest.raises(ValueError, match=r"pool\.cases"):
         tiny.trainer(built, pool=pool)
+    with pytest.raises(ValueError, match=r"pool\.cases"):
+        tiny.trainer(tiny.training("cloning", cases), pool=pool)
     with pytest.raises(ValueError, match="refresh_count 4"):
         tiny.trainer(tiny.training("dqn", pool.cases), pool=pool, refresh_count=4)
     with pytest.raises(ValueError, match="epoch_length"):

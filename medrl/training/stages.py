@@ -1,0 +1,160 @@
+"""A training of several stages, such as cloning and then Q-learning: hand-over, resume, and what is kept of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from torch import nn
+
+from medrl.data.anatomy import Anatomy
+from medrl.data.cases import Source
+from medrl.data.write import whole_file, write_json
+from medrl.inference.calibration import calibrate
+from medrl.inference.landmarks import LandmarkInferer
+from medrl.training.parallel import connect, rank_seed
+from medrl.training.resume import TrainingState, load_latest
+from medrl.training.trainer import RLTrainer
+from medrl.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class BestWeights:
+    """Keeps the best averaged network of all stages in ``folder``: a handler of their evaluators.
+
+    Writes ``model.pt`` (a bare state dict), ``anatomy.pt`` and ``agent.json`` (``settings``), each whole, whenever the
+    error ``metric`` of a validation is lower than ever before.  Put it among what ``TrainingState`` watches.
+    """
+
+    def __init__(
+        self, folder: Path | str, *, anatomy: Anatomy, settings: Mapping[str, Any], metric: str = "val_error_mm"
+    ) -> None:
+        self.folder, self.anatomy, self.settings, self.metric = Path(folder), anatomy, dict(settings), metric
+        self.best = torch.inf
+
+    def attach(self, engine: Any) -> None:
+        """Listen to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Keep the evaluator's network if it is the best so far."""
+        error = float(engine.state.metrics[self.metric])
+        if error < self.best:
+            self.best = error
+            self.save(engine.network)
+            logger.info("model.pt: new best, %s %.4g", self.metric, error)
+
+    def save(self, network: nn.Module) -> None:
+        """Write the three files; the first of several ranks does."""
+        if rank_seed(0) > 0:
+            return
+        with whole_file(self.folder / "model.pt") as part:
+            torch.save({name: value.detach().cpu() for name, value in network.state_dict().items()}, part)
+        self.save_anatomy()
+        write_json(self.folder / "agent.json", self.settings)
+
+    def save_anatomy(self) -> None:
+        """Write ``anatomy.pt``."""
+        with whole_file(self.folder / "anatomy.pt") as part:
+            self.anatomy.save(part)
+
+    def state_dict(self) -> dict[str, float]:
+        """The best error so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, saved: Mapping[str, float]) -> None:
+        """Undo ``state_dict``."""
+        self.best = saved["best"]
+
+
+@dataclass
+class Stage:
+    """One trainer of a training, and where its checkpoints are (``CheckpointSaver`` with ``state`` under "training")."""
+
+    trainer: RLTrainer
+    state: TrainingState
+    checkpoint_dir: Path | str
+
+    def __post_init__(self) -> None:
+        self.state.attach(self.trainer)
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint; False if there is none.
+
+        Raises InputError if the checkpoint is of a training with other settings or data.
+        """
+        try:
+            found = load_latest(self.checkpoint_dir, {"training": self.state}, self.trainer)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            where = Path(self.checkpoint_dir).name
+            raise InputError(
+                f"{where}: the checkpoint is of a training with other settings or data; start afresh with "
+                "--resume false, or choose another --ckpt_dir"
+            ) from error
+        if found and rank_seed(0) > 0:  # the checkpoint is rank 0's; the others must not repeat its draws
+            agent = self.trainer.agent
+            for thing in (self.trainer, agent, getattr(agent, "replay", None), self.state.environment, self.state.pool):
+                if hasattr(thing, "generator"):
+                    thing.generator.manual_seed(rank_seed(self.trainer.state.iteration))
+        return found
+
+    def forget(self) -> None:
+        """Remove checkpoints of an earlier training."""
+        for path in Path(self.checkpoint_dir).glob("*.pt"):
+            path.unlink()
+
+    def run(self) -> None:
+        """Train to the last epoch; a stage that is complete has nothing to do."""
+        connect(self.trainer.agent)
+        if self.trainer.state.epoch < self.trainer.state.max_epochs:
+            self.trainer.run()
+
+
+def run_stages(stages: Sequence[Stage], *, resume: bool = True) -> None:
+    """Run stages in turn, from the last checkpoint where there is one; each starts from the network before it."""
+    first = 0
+    if resume:
+        first = next((n for n in reversed(range(len(stages))) if stages[n].resume()), 0)
+    elif rank_seed(0) == 0:
+        for stage in stages:
+            stage.forget()
+    for number, stage in enumerate(stages[first:], start=first):
+        if number > first:
+            hand_over(stages[number - 1].trainer.agent, stage.trainer.agent)
+        done = stage.trainer.state.epoch
+        if done:
+            logger.info("stage %d goes on after epoch %d of %d", number + 1, done, stage.trainer.state.max_epochs)
+        stage.run()
+
+
+def hand_over(teacher: Any, learner: Any) -> None:
+    """Let a learner start from the averaged network of its teacher."""
+    weights = teacher.average.state_dict()
+    for name in ("network", "target", "average"):
+        if hasattr(learner, name):
+            getattr(learner, name).load_state_dict(weights)
+
+
+def finish(
+    best: BestWeights, agent: Any, inferer: LandmarkInferer, sources: Sequence[Source], *, margin_mm: float
+) -> None:  # fmt: skip
+    """Fit what uncertainty and presence of the best network mean, on validation cases, and write ``anatomy.pt`` again.
+
+    Where no validation has chosen a network, the agent's last one is kept.
+    """
+    if rank_seed(0) > 0:
+        return
+    network = copy.deepcopy(agent.average)
+    if best.best == torch.inf:
+        best.save(network)
+    network.load_state_dict(torch.load(best.folder / "model.pt", map_location="cpu", weights_only=True))
+    best.anatomy.calibration = calibrate(inferer, network.eval(), sources, margin_mm=margin_mm)
+    best.save_anatomy()
+    logger.info("calibrated on %d validation cases", len(sources))

@@ -1,0 +1,122 @@
+"""A CUDA device gives the CPU's answers, and the host never waits for it; run alone by pytest -m gpu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from blobs import SHAPE_MM, BlobNet, anatomy, blob_volume
+from probes import small_cases
+from torch import nn
+
+from medrl.agents.dqn import DQN
+from medrl.agents.supervision import OffsetSupervision
+from medrl.environment import Environment
+from medrl.experience import Replay
+from medrl.inference.landmarks import LandmarkInferer
+from medrl.networks.concentric import ConcentricNet
+from medrl.networks.fovea import FoveaNet
+from medrl.tasks.landmark import LandmarkTask
+
+pytestmark = pytest.mark.gpu
+
+OBSERVATIONS = [{}, {"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def no_waiting(device: torch.device) -> Iterator[Callable[[], None]]:
+    """A switch: from its call on, whatever makes the host wait for the device raises."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error" if device.type == "cuda" else "default")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def landmark_task(device: torch.device, **options: Any) -> LandmarkTask:
+    options = {"size": 9, "step_mm": (4.0, 2.0), "max_steps": 12} | options
+    return LandmarkTask(small_cases(strides=(1, 2)).to(device), **options)
+
+
+def move(state: Any, device: torch.device) -> Any:
+    return type(state)(*(value.to(device) for value in state))
+
+
+def test_crops_are_those_of_the_cpu(device: torch.device, torch_generator: torch.Generator) -> None:
+    here, there = small_cases(strides=(1, 2, 4)).pyramid, small_cases(strides=(1, 2, 4)).to(device).pyramid
+    case = torch.randint(3, (200,), generator=torch_generator)
+    position = 80 * torch.rand(200, 3, generator=torch_generator) - 40  # up to 20 mm outside
+    expected = here.crop(case, position, 7)
+    assert (expected == 0).any()
+    assert (expected != 0).any()
+    assert torch.equal(there.crop(case.to(device), position.to(device), 7).cpu(), expected)
+
+
+@pytest.mark.parametrize("options", OBSERVATIONS)
+def test_walks_look_and_pay_as_on_the_cpu(
+    device: torch.device, torch_generator: torch.Generator, options: dict[str, Any]
+) -> None:
+    here, there = landmark_task(torch.device("cpu"), **options), landmark_task(device, **options)
+    state = here.initial(torch.arange(48) % 3, torch_generator)
+    twin = move(state, device)
+    for _ in range(12):
+        seen, twin_seen = here.observe(state), there.observe(twin)
+        assert all(torch.equal(seen[name], twin_seen[name].cpu()) for name in ("image", "scale", "head"))
+        action = torch.randint(int(here.action_space.n), (48,), generator=torch_generator)
+        following, twin_following = here.advance(state, action), there.advance(twin, action.to(device))
+        reward = here.reward(state, action, following)
+        assert reward.std() > 0.1
+        torch.testing.assert_close(there.reward(twin, action.to(device), twin_following).cpu(), reward, atol=1e-4, rtol=0)
+        assert torch.equal(there.terminated(twin_following).cpu(), here.terminated(following))
+        torch.testing.assert_close(there.targets(twin)["gains"].cpu(), here.targets(state)["gains"], atol=1e-4, rtol=0)
+        state, twin = following, twin_following
+
+
+@pytest.mark.parametrize("kind", [ConcentricNet, FoveaNet])
+def test_a_hundred_training_steps_never_make_the_host_wait(
+    device: torch.device, no_waiting: Callable[[], None], kind: type[nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    task = landmark_task(device)
+    options = {"levels": 2} if kind is ConcentricNet else {"strides": (1, 2), "spacing_mm": 2.0}
+    network = kind(landmarks=2, size=9, scales=2, width=4, hidden=16, **options).to(device)
+    replay = Replay(task, capacity=2000, num_envs=16, n=2, alpha=0.6)
+    agent = DQN(network, replay=replay, batch_size=8, warm_up=16, supervision=OffsetSupervision(), imitation=0.5)
+    environment = Environment(task, num_envs=16)
+    observation = environment.reset()
+    before = [parameter.clone() for parameter in network.parameters()]
+    losses = []
+    for step in range(103):
+        if step == 3:  # what libraries load at their first use may wait
+            no_waiting()
+        state = environment.state
+        action = agent.act(observation, explore=True).action
+        done = environment.step(action)
+        agent.record(state, action, done)
+        observation = done.observation
+        if step > 0:
+            losses.append(agent.learn()["loss"])
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_landmarks_are_those_of_the_cpu(device: torch.device) -> None:
+    matrix = torch.tensor(
+        [[0.0, -2.2, 0.3, 90.0], [1.9, 0.0, 0.0, -80.0], [0.2, 0.0, 2.4, -70.0], [0.0, 0.0, 0.0, 1.0]],
+        dtype=torch.float64,
+    )
+    points = SHAPE_MM.double() + torch.tensor([10.0, -5.0, 4.0], dtype=torch.float64)
+    volume = blob_volume(matrix, (80, 80, 64), points)
+    inferer = LandmarkInferer(anatomy(), step_mm=(8.0, 4.0, 2.0))
+    here = inferer.locate(volume, matrix, BlobNet())
+    there = inferer.locate(volume, matrix, BlobNet().to(device))
+    for first, second in zip(here, there, strict=True):
+        assert first.status == second.status
+        assert first.position_mm == pytest.approx(second.position_mm, abs=0.02)
