@@ -49,15 +49,19 @@ class Scale(NamedTuple):
     compiled: tuple[str, int, int | None]
     matrix: int
     volumes: tuple[tuple[tuple[int, int, int], tuple[float, float, float]], ...]
+    policies: tuple[str, ...]
+    steps: int  # of training, without a wait
 
 
 FULL = Scale(
     128, (256, 4096, 16384), (("FoveaNet", 64, None), ("FoveaNet", 256, None), ("ConcentricNet", 256, None), ("AlansaryNet", 64, None)),
     ("FoveaNet", 256, None), 8192, (((128, 128, 128), (1.5, 1.5, 1.5)), ((512, 512, 400), (0.75, 0.75, 1.0))),
+    ("jumps", "moves"), 100,
 )  # fmt: skip
 SMALL = Scale(
-    32, (8,), (("FoveaNet", 4, 9), ("AlansaryNet", 2, 35)), ("FoveaNet", 4, 9), 128, (((24, 24, 24), (6.0, 6.0, 6.0)),)
-)
+    32, (8,), (("FoveaNet", 4, 9), ("AlansaryNet", 1, 35)), ("FoveaNet", 4, 9), 128, (((24, 24, 24), (6.0, 6.0, 6.0)),),
+    ("jumps",), 5,
+)  # fmt: skip
 
 
 @dataclass
@@ -237,8 +241,9 @@ def first_gradient(agent: DQN, learn: Callable[[], Any]) -> Tensor:
     return torch.cat([g.detach().float().reshape(-1) for g in gradients])
 
 
-def check_synchronisation(report: Report, scale: Scale, device: torch.device, steps: int = 100) -> None:
-    """Act, step, record and learn 100 times without one wait of the host for the card."""
+def check_synchronisation(report: Report, scale: Scale, device: torch.device) -> None:
+    """Act, step, record and learn without one wait of the host for the card."""
+    steps = scale.steps
     what = f"{steps} training steps without a wait of the host"
     with report.attempt("sync", what):
         name, batch_size, size = scale.updates[0]
@@ -275,7 +280,7 @@ def time_volumes(report: Report, scale: Scale, device: torch.device) -> None:
     network = FoveaNet(landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=SPACING_MM).to(device)
     for shape, spacing_mm in scale.volumes:
         volume, matrix = random_volume(shape, spacing_mm)
-        for policy in ("jumps", "moves"):
+        for policy in scale.policies:
             what = f"{' x '.join(map(str, shape))}, {policy}"
             with report.attempt("volume", what):
                 inferer = LandmarkInferer(anatomy, policy=policy)

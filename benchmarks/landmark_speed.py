@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "volume" in parts:
         sizes = [((128, 128, 128), (1.5, 1.5, 1.5)), ((512, 512, 400), (0.75, 0.75, 1.0))]
         for shape, spacing_mm in [((24, 24, 24), (6.0, 6.0, 6.0))] if small else sizes:
-            for policy in ("jumps", "moves"):
+            for policy in ("jumps",) if small else ("jumps", "moves"):
                 rows += _alone(volume_rows, shape, spacing_mm, policy)
         rows.append(Row("volume", PEER, PEER_LANDMARK, "s/landmark", "128^3, one landmark after another"))
     machine = f"{platform.machine()}, one thread, Python {platform.python_version()}, torch {torch.__version__}"

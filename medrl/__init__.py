@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from gymnasium.envs.registration import register
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medrl.bundle import Bundle
+
+
+def load(bundle: Any, device: Any = None, **options: Any) -> Bundle:
+    """Load a trained bundle by folder or name: `medrl.bundle.load`, imported at the first call."""
+    from medrl.bundle import load
+
+    return load(bundle, device, **options)
+
 
 # named by strings, so that importing medrl loads neither torch nor MONAI
 register("medrl/Landmark-v0", entry_point="medrl.gym:landmark", vector_entry_point="medrl.gym:landmark_vector")

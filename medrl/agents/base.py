@@ -61,7 +61,7 @@ def every_quantile(network: nn.Module, output: Tensor, observation: Any) -> Tens
 
 def own_value(values: Tensor, observation: Any) -> Tensor:
     """Action values (B, A) of the head that each row follows."""
-    if isinstance(observation, dict) and "head" in observation:
+    if values.shape[1] > 1 and isinstance(observation, dict) and "head" in observation:
         return values[torch.arange(len(values), device=values.device), observation["head"]]
     return values[:, 0]
 

@@ -58,6 +58,7 @@ def quantile_q_loss(
 class DQN(Agent):
     """DQN whose every transition teaches every head of the network.
 
+    The network that chooses (in the environment, and the next action of a double-Q target) is the weight average.
     Values are kept in units of the row's own step (``task.step_length``), so that coarse and fine scales learn
     alike.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
     are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.  ``train_only`` names the
@@ -134,7 +135,8 @@ class DQN(Agent):
         task, network = self.replay.task, self.network
         image, next_image = image_of(batch.observation), image_of(batch.next_observation)
         unit, next_unit = _units(task, batch.state), _units(task, batch.next_state)
-        targets = task.targets(batch.state) if hasattr(task, "targets") else None
+        taught = hasattr(task, "targets") and hasattr(network, "split")
+        targets = task.targets(batch.state) if taught else None
         network.train(not self.train_only)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output, place = look(network, image, targets)
@@ -147,6 +149,8 @@ class DQN(Agent):
         online_next = read(network, online_out, batch.next_observation)
         target_next = read(network, target_out, batch.next_observation)
         target_next = target_next * (next_unit / unit).reshape(-1, *[1] * (target_next.ndim - 1))
+        if q.shape[1] != batch.reward.shape[1]:
+            raise ValueError(f"{q.shape[1]} heads but {batch.reward.shape[1]} rewards: use Replay(every_head=False)")
         loss, error = (quantile_q_loss if distributed else double_q_loss)(
             q, batch.action, batch.reward / unit[:, None], batch.discount, batch.terminated, online_next, target_next
         )

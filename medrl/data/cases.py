@@ -94,7 +94,7 @@ class Cases:
                     frame_from_ras=None if frames is None else frames[n], multiple=max(2, max(strides) // 2),
                 )  # fmt: skip
             except ValueError as error:
-                raise InputError(f"{source.name}: {error}; crop the volume or raise spacing_mm") from error
+                raise InputError(f"{source.name}: {error}") from error
             volumes.append(volume)
             matrices.append(ras_from_centre)
             points.append(apply(torch.linalg.inv(ras_from_centre), source.points_ras.double()))

@@ -40,8 +40,6 @@ def grey_window(volume: Tensor, window: Sequence[float] | None = None) -> tuple[
     check_contrast(sample)
     low = torch.quantile(sample, 0.01)
     foreground = sample[sample > sample.mean()]
-    if len(foreground) == 0:
-        raise ValueError("a constant volume has no contrast")
     high = low + 1.6 * (torch.quantile(foreground, 0.9) - low)
     return float(low), float(torch.maximum(high, low + 1e-6))
 
@@ -131,7 +129,7 @@ def canonical(
     volume, ras_from_voxel = thin(volume, ras_from_voxel, spacing_mm / scale)
     count = ((upper - lower) / spacing_mm / multiple).ceil().clamp(min=1).long() * multiple
     if int(count.prod()) > largest:
-        raise ValueError(f"a grid of {count.tolist()} voxels is too large")
+        raise ValueError(f"a grid of {count.tolist()} voxels is too large; crop the volume or raise spacing_mm")
     centre = (lower + upper) / 2
     frame_from_grid = torch.eye(4, dtype=torch.float64) * spacing_mm
     frame_from_grid[3, 3] = 1

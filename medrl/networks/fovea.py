@@ -22,7 +22,7 @@ class FoveaNet(LandmarkNet):
     Every level votes for where each landmark is: a heat over its own lattice of places.  One softmax over all
     lattices, and over "elsewhere" (a regressed place), gives the offset as an expectation, so that a structure
     found anywhere in a crop is located by geometry and not by memory.  Action values, spread and presence come from
-    a hidden layer over all levels.  Crops (B, levels, n, n, n), ``size`` n = 4 m + 1, each level twice as wide as
+    a hidden layer over all levels.  Crops (B, levels, n, n, n), ``size`` n = 8 m + 1, each level twice as wide as
     the one before.
     """
 
@@ -31,8 +31,8 @@ class FoveaNet(LandmarkNet):
         scales: int = 3, width: int = 16, hidden: int = 256, dueling: bool = True, quantiles: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(landmarks=landmarks, scales=scales, unit_mm=6 * spacing_mm, quantiles=quantiles)
-        if size % 4 != 1 or any(b != 2 * a for a, b in zip(strides[:-1], strides[1:], strict=True)):
-            raise ValueError("FoveaNet needs a crop size of 4 m + 1 and strides that double")
+        if size % 8 != 1 or any(b != 2 * a for a, b in zip(strides[:-1], strides[1:], strict=True)):
+            raise ValueError("FoveaNet needs a crop size of 8 m + 1 and strides that double")
         levels, self.dueling = len(strides), dueling
         self.side = size // 2 + 1  # of a level's lattice of places
         pooled = ((self.side + 1) // 2 + 1) // 2
@@ -48,6 +48,8 @@ class FoveaNet(LandmarkNet):
         reach = (torch.arange(self.side) * 2 - size // 2).float()
         lattice = torch.cartesian_prod(reach, reach, reach) * spacing_mm
         self.register_buffer("places_mm", torch.cat([lattice * s for s in reversed(strides)]), persistent=False)
+        corners = torch.cartesian_prod(*[torch.arange(2)] * 3)
+        self.register_buffer("corners", corners, persistent=False)  # (8, 3) of a lattice cell
         self.cell_mm = [2.0 * s * spacing_mm for s in reversed(strides)]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -102,8 +104,7 @@ class FoveaNet(LandmarkNet):
             low = at.floor().clamp(0, self.side - 2)
             part = (at - low).clamp(0, 1)
             loss = torch.zeros_like(total)
-            for corner in range(8):
-                bit = torch.tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1], device=at.device)
+            for bit in self.corners:
                 index = (low + bit).long()
                 flat = (index[..., 0] * self.side + index[..., 1]) * self.side + index[..., 2] + n * count
                 share = torch.where(bit.bool(), part, 1 - part).prod(-1)

@@ -49,7 +49,8 @@ class BestWeights:
         if error < self.best:
             self.best = error
             self.save(engine.network)
-            logger.info("model.pt: new best, %s %.4g", self.metric, error)
+            if engine.state.rank == 0:
+                logger.info("model.pt: new best, %s %.4g", self.metric, error)
 
     def save(self, network: nn.Module) -> None:
         """Write the three files; the first of several ranks does."""

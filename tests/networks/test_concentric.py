@@ -88,9 +88,9 @@ def test_rows_do_not_leak(network, image):
 
 
 def test_dueling_values_are_centred_on_the_value(image):
-    raw = torch.tensor([[1.0, 2.0, 6.0, 10.0]])  # advantages 1, 2, 6 and value 10
-    assert dueling_values(raw, True).tolist() == [[8.0, 9.0, 13.0]]
-    assert dueling_values(raw, False).tolist() == [[1.0, 2.0, 6.0]]
+    raw = torch.tensor([[1.0, 2.0, 6.0, 10.0]])[..., None]  # advantages 1, 2, 6 and value 10
+    assert dueling_values(raw, True)[..., 0].tolist() == [[8.0, 9.0, 13.0]]
+    assert dueling_values(raw, False)[..., 0].tolist() == [[1.0, 2.0, 6.0]]
     with torch.random.fork_rng():
         network = build("concentric")
     value = network.value_head(network.hidden(network.trunk(grey_to_float(image)))).reshape(4, 3, 3, 8)[..., -1]
