@@ -11,26 +11,22 @@ Exits with 1 if a check failed.  ``--dry-run`` goes the same ways in small on wh
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from report import Report, figure, table, write_json
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from workloads import (
-    SPACING_MM, Row, build_agent, figure, measure, random_anatomy, random_cases, random_steps, random_volume, table,
-)  # fmt: skip
+from update_modes import first_gradient, prepare
+from workloads import SPACING_MM, build_agent, measure, random_anatomy, random_cases, random_steps, random_volume
 
-from medrl.agents.dqn import DQN
 from medrl.environment import Environment
-from medrl.inference.landmarks import LandmarkInferer
 from medrl.networks.fovea import FoveaNet
 from medrl.tasks.landmark import LandmarkTask
 
@@ -54,14 +50,25 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(
-    128, (256, 4096, 16384), (("FoveaNet", 64, None), ("FoveaNet", 256, None), ("ConcentricNet", 256, None), ("AlansaryNet", 64, None)),
-    ("FoveaNet", 256, None), 8192, (((128, 128, 128), (1.5, 1.5, 1.5)), ((512, 512, 400), (0.75, 0.75, 1.0))),
-    ("jumps", "moves"), 100,
-)  # fmt: skip
+    side=128,
+    environments=(256, 4096, 16384),
+    updates=(("FoveaNet", 64, None), ("FoveaNet", 256, None), ("ConcentricNet", 256, None), ("AlansaryNet", 64, None)),
+    compiled=("FoveaNet", 256, None),
+    matrix=8192,
+    volumes=(((128, 128, 128), (1.5, 1.5, 1.5)), ((512, 512, 400), (0.75, 0.75, 1.0))),
+    policies=("jumps", "moves"),
+    steps=100,
+)
 SMALL = Scale(
-    32, (8,), (("FoveaNet", 4, 9), ("AlansaryNet", 1, 35)), ("FoveaNet", 4, 9), 128, (((24, 24, 24), (6.0, 6.0, 6.0)),),
-    ("jumps",), 5,
-)  # fmt: skip
+    side=32,
+    environments=(8,),
+    updates=(("FoveaNet", 4, 9), ("AlansaryNet", 1, 35)),
+    compiled=("FoveaNet", 4, 9),
+    matrix=128,
+    volumes=(((24, 24, 24), (6.0, 6.0, 6.0)),),
+    policies=("jumps",),
+    steps=5,
+)
 
 
 @dataclass
@@ -70,37 +77,6 @@ class Reference:
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
     flops: int = 0
-
-
-class Report:
-    """Collects rows; what raises becomes a failed row, so that the others are still measured."""
-
-    def __init__(self, seconds: float) -> None:
-        self.rows: list[Row] = []
-        self.failures: list[str] = []
-        self.seconds, self.start = seconds, time.monotonic()
-
-    def left(self) -> float:
-        """Seconds until nothing more is begun."""
-        return 60 * MINUTES - (time.monotonic() - self.start)
-
-    @contextmanager
-    def attempt(self, part: str, what: str) -> Iterator[None]:
-        """Turn an exception into a failed row."""
-        try:
-            yield
-        except Exception as error:  # whatever a card or driver may raise
-            message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-            self.fail(part, what, f"{type(error).__name__}: {message[:160]}")
-
-    def add(self, part: str, what: str, value: float, unit: str, note: str = "") -> None:
-        """Keep a measurement."""
-        self.rows.append(Row(part, what, value, unit, note))
-
-    def fail(self, part: str, what: str, note: str) -> None:
-        """Keep a failure."""
-        self.rows.append(Row(part, what, float("nan"), "", f"FAILED, {note}"))
-        self.failures.append(f"{part}, {what}: {note}")
 
 
 def check_tests(report: Report) -> None:
@@ -146,7 +122,9 @@ def time_compiled(report: Report, scale: Scale, device: torch.device, rate: floa
     """Updates/s with torch.compile, last of all because it takes long to begin."""
     name, batch_size, size = scale.compiled
     if report.left() < COMPILE_SECONDS:
-        report.add("update", f"{name}, batch {batch_size}, bf16, torch.compile", float("nan"), "", "left out: no time left")
+        report.add(
+            "update", f"{name}, batch {batch_size}, bf16, torch.compile", float("nan"), "", "left out: no time left"
+        )
         return
     reference = Reference()
     for mode in ("bf16", "bf16, torch.compile"):
@@ -157,8 +135,11 @@ def time_update(
     report: Report, name: str, batch_size: int, size: int | None, mode: str, scale: Scale, device: torch.device,
     rate: float, reference: Reference,
 ) -> None:  # fmt: skip
-    """One row: updates/s of a mode, its gradients against the eager update's (bf16 against fp32, the rest against bf16)."""
+    """One row: updates/s of a mode, its gradients against the eager update's (bf16: fp32's, the rest: bf16's)."""
     what = f"{name}, batch {batch_size}, {mode}"
+    if report.left() < 0:
+        report.add("update", what, float("nan"), "", "no time left")
+        return
     with report.attempt("update", what):
         agent = build_agent(
             name, side=scale.side, size=size, batch_size=batch_size, bf16=mode.startswith("bf16"), device=device
@@ -186,59 +167,6 @@ def time_update(
         if device.type == "cuda":
             notes.append(f"peak {torch.cuda.max_memory_allocated(device) / 1e9:.2g} GB")
         report.add("update", what, 1 / seconds, "updates/s", "; ".join(notes))
-
-
-def prepare(agent: DQN, mode: str, device: torch.device) -> Callable[[], Any]:
-    """The update in a mode, as a function; the agent's networks and draws stay as they were."""
-    networks = (agent.network, agent.target, agent.average)
-    if "channels_last_3d" in mode:
-        for network in networks:
-            network.to(memory_format=torch.channels_last_3d)
-    if "torch.compile" in mode:
-        options: dict[str, Any] = {"dynamic": False} | ({} if device.type == "cuda" else {"backend": "eager"})
-        for network in networks:
-            network.compile(**options)
-            if hasattr(network, "locate"):  # what an update calls instead of forward where places are voted for
-                network.locate = torch.compile(network.locate, **options)
-    if "CUDA graph" not in mode or device.type != "cuda":
-        return agent.learn
-    for group in agent.optimizer.param_groups:
-        group["capturable"] = True
-    before = keep(agent)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            agent.learn()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(agent.replay.generator)
-    agent.optimizer.zero_grad(set_to_none=True)
-    # the learning rate and the pace of the averages are numbers: the graph keeps those of this update
-    with torch.cuda.graph(graph):
-        agent.learn()
-    restore(agent, before)
-    return graph.replay
-
-
-def keep(agent: DQN) -> dict[str, Any]:
-    """A copy of what the first update depends on."""
-    copies = [{k: v.clone() for k, v in n.state_dict().items()} for n in (agent.network, agent.target, agent.average)]
-    return {"networks": copies, "generator": agent.replay.generator.get_state()}
-
-
-def restore(agent: DQN, before: dict[str, Any]) -> None:
-    """Undo updates in place, so that a captured graph still finds its tensors."""
-    for network, saved in zip((agent.network, agent.target, agent.average), before["networks"], strict=True):
-        network.load_state_dict(saved)
-    agent.replay.generator.set_state(before["generator"])
-
-
-def first_gradient(agent: DQN, learn: Callable[[], Any]) -> Tensor:
-    """All gradients of the next update, in one vector."""
-    learn()
-    gradients = [p.grad for p in agent.network.parameters() if p.grad is not None]
-    return torch.cat([g.detach().float().reshape(-1) for g in gradients])
 
 
 def check_synchronisation(report: Report, scale: Scale, device: torch.device) -> None:
@@ -270,11 +198,15 @@ def check_synchronisation(report: Report, scale: Scale, device: torch.device) ->
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        report.add("sync", what, steps / seconds, "training steps/s", f"{environment.num_envs} rows, batch {batch_size}")
+        report.add(
+            "sync", what, steps / seconds, "training steps/s", f"{environment.num_envs} rows, batch {batch_size}"
+        )
 
 
 def time_volumes(report: Report, scale: Scale, device: torch.device) -> None:
     """Seconds to locate ten landmarks in a volume that lies in the host's memory, with an untrained network."""
+    from medrl.inference.landmarks import LandmarkInferer  # MONAI takes seconds to load, which no other part needs
+
     anatomy = random_anatomy()
     torch.manual_seed(0)
     network = FoveaNet(landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=SPACING_MM).to(device)
@@ -285,7 +217,9 @@ def time_volumes(report: Report, scale: Scale, device: torch.device) -> None:
             with report.attempt("volume", what):
                 inferer = LandmarkInferer(anatomy, policy=policy)
 
-                def locate(inferer: LandmarkInferer = inferer, volume: Tensor = volume, matrix: Tensor = matrix) -> None:
+                def locate(
+                    inferer: LandmarkInferer = inferer, volume: Tensor = volume, matrix: Tensor = matrix
+                ) -> None:
                     inferer.locate(volume, matrix, network)
 
                 seconds = measure(locate, seconds=report.seconds, device=device).wall
@@ -301,11 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cuda = torch.cuda.is_available()
     if not cuda:
-        print(f"no CUDA device here: {'a dry run on the CPU' if options.dry_run else 'try --dry-run, or another machine'}")
+        print(
+            f"no CUDA device here: {'a dry run on the CPU' if options.dry_run else 'try --dry-run, or another machine'}"
+        )
         if not options.dry_run:
             return 2
     device = torch.device("cuda" if cuda else "cpu")
-    scale, report = (SMALL if options.dry_run else FULL), Report(options.seconds)
+    scale, report = (SMALL if options.dry_run else FULL), Report(seconds=options.seconds, limit=60 * MINUTES)
     if not options.dry_run:
         with report.attempt("tests", "pytest -m gpu"):
             check_tests(report)
@@ -319,14 +255,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     time_compiled(report, scale, device, rate)
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     machine = f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    seconds = time.monotonic() - report.start
-    print(f"{machine}; {figure(seconds)} s in all.\n")
+    print(f"{machine}; {figure(report.spent())} s in all.\n")
     print(table(report.rows))
     for failure in report.failures:
         print(f"FAILED: {failure}")
     if options.json is not None:
-        record = {"machine": machine, "rows": [r._asdict() for r in report.rows], "failures": report.failures}
-        options.json.write_text(json.dumps(record, indent=2).replace("NaN", "null") + "\n")
+        write_json(options.json, machine, report.rows, report.failures)
     return 1 if report.failures else 0
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import platform
@@ -28,23 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import Row, figure, table, write_json
 from workloads import (
     NETWORKS,
-    Row,
     build_agent,
-    figure,
     fill,
     measure,
     random_anatomy,
     random_cases,
     random_steps,
     random_volume,
-    table,
-)  # fmt: skip
+)
 
 from medrl.environment import Environment
 from medrl.experience import Replay
-from medrl.inference.landmarks import LandmarkInferer
 from medrl.networks.fovea import FoveaNet
 from medrl.tasks.landmark import LandmarkTask
 
@@ -70,7 +66,9 @@ def environment_rows(seconds: float, side: int) -> list[Row]:
         for count in (1, 32, 256):
             task = LandmarkTask(cases, size=options["size"], max_steps=200)
             timing = measure(random_steps(Environment(task, num_envs=count)), seconds=seconds)
-            rows.append(Row("env", f"{name}, {count} row{'s' * (count > 1)}", count / timing.cpu, "steps/s", _beside(timing)))
+            rows.append(
+                Row("env", f"{name}, {count} row{'s' * (count > 1)}", count / timing.cpu, "steps/s", _beside(timing))
+            )
     rows.append(Row("env", PEER, PEER_STEPS, "steps/s", "one 45^3 crop, 1 row, reads the volume again at every reset"))
     return rows
 
@@ -121,6 +119,8 @@ def update_rows(seconds: float, batch_size: int, side: int, size: int) -> list[R
 
 def volume_rows(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], policy: str) -> list[Row]:
     """Seconds to locate ten landmarks in one int16 volume, and the peak of this process above the volume."""
+    from medrl.inference.landmarks import LandmarkInferer  # MONAI takes seconds to load, which no other part needs
+
     anatomy = random_anatomy()
     torch.manual_seed(0)
     network = FoveaNet(landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=anatomy.spacing_mm)
@@ -173,8 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"Times are CPU seconds on {machine}.\n")
     print(table(rows))
     if options.json is not None:
-        record = {"machine": machine, "rows": [row._asdict() for row in rows]}
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(options.json, machine, rows, [])
     return 0
 
 
@@ -212,7 +211,9 @@ def _resident() -> float:
 
 def _beside(timing: Any) -> str:
     """Say so where other work on the machine made the wall clock run longer."""
-    return f"by the wall clock {figure(timing.wall / timing.cpu)} times as long" if timing.wall > 1.1 * timing.cpu else ""
+    return (
+        f"by the wall clock {figure(timing.wall / timing.cpu)} times as long" if timing.wall > 1.1 * timing.cpu else ""
+    )
 
 
 if __name__ == "__main__":

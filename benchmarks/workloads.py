@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,16 +22,6 @@ from medrl.tasks.landmark import LandmarkTask
 
 SPACING_MM = 1.5
 STRIDES = (1, 2, 4)
-
-
-class Row(NamedTuple):
-    """One measurement."""
-
-    part: str
-    what: str
-    value: float
-    unit: str
-    note: str = ""
 
 
 class Timing(NamedTuple):
@@ -157,20 +146,3 @@ def measure(
     # the first block is a single call, which may have warmed up caches
     keep = slice(1, None) if len(wall) > 1 else slice(None)
     return Timing(statistics.median(wall[keep]), statistics.median(cpu[keep]))
-
-
-def table(rows: list[Row]) -> str:
-    """A markdown table of measurements."""
-    lines = ["| part | what | figure | note |", "|---|---|---|---|"]
-    lines += [f"| {r.part} | {r.what} | {figure(r.value)} {r.unit} | {r.note} |" for r in rows]
-    return "\n".join(lines)
-
-
-def figure(value: float) -> str:
-    """Three figures, with thousands set apart; a dash for no number."""
-    if math.isnan(value):
-        return "-"
-    if value >= 1000:
-        digits = len(str(int(value))) - 3
-        return f"{round(value / 10**digits) * 10**digits:,}"
-    return f"{value:.3g}"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medrl.types import MISSING, InputError, Landmark
-
 if TYPE_CHECKING:
+    # torch and MONAI take seconds to import: --help does without
     from medrl.inference.prediction import CasePredictor
+    from medrl.types import Landmark
 
 logger = logging.getLogger("medrl.cli")
 DEMO_BUNDLE = "brain_mri_landmark_detection"
@@ -22,6 +22,8 @@ DEMO_BUNDLE = "brain_mri_landmark_detection"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 1 after a wrong input or a case that failed."""
     options = _parser().parse_args(arguments)
+    from medrl.types import InputError
+
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("medrl")
@@ -68,13 +70,15 @@ def predict(options: argparse.Namespace) -> int:
 
 
 def _predict(image: Path, name: str, options: argparse.Namespace) -> CasePredictor:
-    from medrl.bundle import load  # brings torch and MONAI, which take seconds
+    from medrl.bundle import load
 
     bundle = load(name, options.device)
     return bundle.predict_folder(image, options.output, pictures=options.pictures)
 
 
 def _table(landmarks: Sequence[Landmark]) -> str:
+    from medrl.types import MISSING
+
     width = max(len(mark.label) for mark in landmarks)
     lines = [f"{'landmark':{width}}      R      A      S   +- mm  presence  status"]
     for mark in landmarks:
@@ -87,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="medrl", description="Reinforcement-learning agents for image problems.")
     commands = parser.add_subparsers(required=True, metavar="command")
     first = commands.add_parser("demo", help=demo.__doc__, description=demo.__doc__)
-    first.add_argument("--output", type=Path, default=Path("out/demo"), help="folder (default: %(default)s)")
+    first.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: %(default)s)")
     first.set_defaults(command=demo, pictures=True)
     second = commands.add_parser("predict", help=predict.__doc__, description=predict.__doc__)
     second.add_argument("input", type=Path, help="folder of images and DICOM series, or one image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from medrl.data.dataset import dataset_labels, read_dataset
 from medrl.data.landmarks import check_landmarks_inside, read_landmarks
 from medrl.data.read import read_image
 from medrl.data.variations import Variations
+from medrl.geometry.grids import spacing_of
 from medrl.types import InputError
 
 
@@ -43,17 +45,22 @@ class Pool:
     """``count`` varied cases of the training section, their anatomy, and the generator that renews them.
 
     Everything a training needs from a dataset folder: ``cases`` for the task, ``anatomy`` for inference.  Options of
-    the variations (``rotation_degrees``, ``cut``, ...) go to :class:`medrl.data.variations.Variations`.
+    the variations (``rotation_degrees``, ``cut``, ...) go to :class:`medrl.data.variations.Variations`.  Lengths not
+    given follow from the training volumes: a spacing that puts 96 voxels along the median longest side, but never
+    finer than the files' own, and a margin of a quarter of that side.
     """
 
     def __init__(
-        self, dataset_dir: Path | str, *, spacing_mm: float, margin_mm: float, strides: Sequence[int] = (1, 2, 4),
+        self, dataset_dir: Path | str, *, spacing_mm: float | None = None, margin_mm: float | None = None, strides: Sequence[int] = (1, 2, 4),
         size: int = 17, count: int = 48, turned: bool = False, window: Sequence[float] | None = None, seed: int = 0,
         section: str = "training", device: torch.device | str = "cpu", **variations: Any,
     ) -> None:  # fmt: skip
         labels = dataset_labels(dataset_dir)
         self.sources = read_sources(dataset_dir, section, labels=labels)
         window = None if window is None else [float(w) for w in window]
+        sides, voxels = zip(*(_side_and_voxel_mm(source) for source in self.sources), strict=True)
+        spacing_mm = max(median(voxels), median(sides) / 96) if spacing_mm is None else spacing_mm
+        margin_mm = median(sides) / 4 if margin_mm is None else margin_mm
         self.anatomy, frames = learn_anatomy(
             self.sources, labels=labels, spacing_mm=spacing_mm, margin_mm=margin_mm, turned=turned, strides=list(strides),
             size=size, window=window,
@@ -71,3 +78,9 @@ class Pool:
         indices = torch.randperm(len(self.cases), generator=generator)[:count]
         self.variations.refresh(self.cases, indices.tolist(), generator)
         return indices
+
+
+def _side_and_voxel_mm(source: Source) -> tuple[float, float]:
+    """Longest side of a volume, and the side of a cube of one voxel's volume."""
+    spacing = spacing_of(source.ras_from_voxel)
+    return float((spacing * torch.tensor(source.volume.shape)).max()), float(spacing.prod()) ** (1 / 3)

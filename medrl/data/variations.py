@@ -19,15 +19,19 @@ class Variations:
     Each draw composes the source's own ``frame_from_ras`` with a random rotation, size and smooth deformation
     (landmarks move along), then changes contrast (gamma, smooth bias, noise), resolution (blur along a random axis)
     and, with probability ``cut``, blanks all beyond a random plane or box: a cropped field of view.  A ``narrow``
-    share of the draws keeps pose and size near the frame, as they are in a second pass that knows the pose.
+    share of the draws keeps pose and size near the frame, as they are in a second pass that knows the pose.  Lengths
+    not given follow from the spacing: deformations of 1 voxel, control points 17.5 apart, borders shifted by 12.5.
     """
 
     def __init__(
         self, sources: Sequence[Source], frames: Sequence[Tensor], *, box_mm: tuple[Tensor, Tensor], spacing_mm: float,
         multiple: int = 4, rotation_degrees: float = 12.0, log_size: float = 0.1, narrow: float = 0.5,
-        deformation_mm: float = 2.0, control_mm: float = 35.0, log_gamma: float = 0.35, bias: float = 0.25,
-        noise: float = 0.04, cut: float = 0.3, shift_mm: float = 25.0, window: tuple[float, float] | None = None,
+        deformation_mm: float | None = None, control_mm: float | None = None, log_gamma: float = 0.35, bias: float = 0.25,
+        noise: float = 0.04, cut: float = 0.3, shift_mm: float | None = None, window: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
+        deformation_mm = spacing_mm if deformation_mm is None else deformation_mm
+        control_mm = 17.5 * spacing_mm if control_mm is None else control_mm
+        shift_mm = 12.5 * spacing_mm if shift_mm is None else shift_mm
         self.spacing_mm = spacing_mm
         self.points = [s.points_ras.double() for s in sources]
         self.frames = [f.double() for f in frames]

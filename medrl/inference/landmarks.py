@@ -37,7 +37,7 @@ class LandmarkInferer(Inferer):
 
     def __init__(
         self, anatomy: Anatomy, *, policy: str = "jumps", starts: int = 3, jumps: int = 4, passes: int = 2, votes: int = 8,
-        vote_mm: float | None = None, step_mm: Sequence[float] = (8.0, 3.0, 1.0), budget: int = 60, shape_prior: bool = False,
+        vote_mm: float | None = None, step_mm: Sequence[float] | None = None, budget: int = 60, shape_prior: bool = False,
         seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -45,7 +45,7 @@ class LandmarkInferer(Inferer):
             raise ValueError(f"policy must be 'jumps', 'moves' or 'both', not {policy!r}")
         self.anatomy, self.policy, self.starts, self.jumps, self.passes = anatomy, policy, starts, jumps, passes
         self.votes, self.vote_mm = votes, anatomy.spacing_mm * 2 if vote_mm is None else vote_mm
-        self.step_mm, self.budget, self.shape_prior = tuple(step_mm), budget, shape_prior
+        self.step_mm, self.budget, self.shape_prior = step_mm, budget, shape_prior
         self.calibration = UNCALIBRATED | anatomy.calibration
         self.seed = seed
 
@@ -146,7 +146,7 @@ class LandmarkInferer(Inferer):
         rows = count * heads
         case = torch.zeros(rows, dtype=torch.long, device=start.device)
         head = torch.arange(heads, device=start.device).repeat(count)
-        scale = 0 if first else len(self.step_mm) - 1
+        scale = 0 if first else len(task.step_mm) - 1
         state = task.state(case, head, start.reshape(rows, 3), scale)
         settle = 2 * self.anatomy.spacing_mm
         if self.policy == "jumps":

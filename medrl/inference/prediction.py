@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,5 +121,5 @@ class CasePredictor(Evaluator):
         times.append(time.perf_counter())
         data = self.postprocessing(data)
         times.append(time.perf_counter())
-        spans = [round(after - before, 3) for before, after in zip(times[:-1], times[1:], strict=True)]
+        spans = [round(after - before, 3) for before, after in pairwise(times)]
         return data, dict(zip(("read", "find", "write"), spans, strict=True))

@@ -87,8 +87,8 @@ class SaveLandmarksd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection = "landmarks", *, output_dir: Path | str, image_key: str = "image", case_key: str = "case",
-        pictures: bool | str = False,
+        self, keys: KeysCollection = "landmarks", *, output_dir: Path | str, image_key: str = "image",
+        case_key: str = "case", pictures: bool | str = False,
     ) -> None:  # fmt: skip
         super().__init__(keys)
         self.output_dir, self.image_key, self.case_key = Path(output_dir), image_key, case_key

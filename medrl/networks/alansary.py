@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +63,6 @@ def _dense(features: int, outputs: int, *, same: bool) -> nn.Sequential:
     """Dense layers down to ``outputs``, in the form of the one or the other publication."""
     widths = (features, 512, 256, 128) if same else (features, 256, 128)
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.LeakyReLU(0.01) if same else nn.PReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))

@@ -18,6 +18,8 @@ from medrl.types import Reward
 MOVES = torch.tensor(
     [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1], [0, 0, 0]], dtype=torch.float32
 )
+STEPS = (4.0, 1.5, 0.5)  # default step lengths, in voxels of the finest grid
+NEAR = (1.25, 4.0, 12.5)  # default widths of the starts round a landmark, in voxels
 SETTLE = 6  # the seventh action: go on with the next finer step, and from the finest end the walk
 
 
@@ -43,13 +45,16 @@ class LandmarkTask(Task):
     """
 
     def __init__(
-        self, cases: Cases, *, size: int = 17, step_mm: Sequence[float] = (8.0, 3.0, 1.0), max_steps: int = 60,
+        self, cases: Cases, *, size: int = 17, step_mm: Sequence[float] | None = None, max_steps: int = 60,
         reward: Reward | None = None, observation: str = "concentric", frames: int = 1, settle: bool = True,
-        start: str = "mixed", near_mm: Sequence[float] = (2.5, 8.0, 25.0),
-        near_share: Sequence[float] = (0.5, 0.3, 0.2), leave_mm: float = 10.0,
+        start: str = "mixed", near_mm: Sequence[float] | None = None,
+        near_share: Sequence[float] = (0.5, 0.3, 0.2), leave_mm: float | None = None,
     ) -> None:  # fmt: skip
         if observation not in ("concentric", "frames") or start not in ("near", "anywhere", "mixed"):
             raise ValueError(f"unknown observation {observation!r} or start {start!r}")
+        spacing_mm = cases.pyramid.spacing_mm
+        step_mm = [n * spacing_mm for n in STEPS] if step_mm is None else step_mm
+        near_mm = [n * spacing_mm for n in NEAR] if near_mm is None else near_mm
         if list(step_mm) != sorted(step_mm, reverse=True):
             raise ValueError("step_mm must go from coarse to fine")
         levels = len(cases.pyramid.strides)
@@ -62,7 +67,7 @@ class LandmarkTask(Task):
         self.near_mm = torch.tensor(list(near_mm), device=cases.device)
         share = torch.tensor(list(near_share), device=cases.device)
         self.near_limit = (share.cumsum(0) / share.sum())[:-1]  # a uniform number falls into one share
-        self.leave_mm = leave_mm
+        self.leave_mm = 5 * spacing_mm if leave_mm is None else leave_mm
         self.history = max(frames - 1, 0 if settle else 4)
         self.moves = MOVES.to(cases.device)
         self.half_size_mm = cases.pyramid.half_size_mm().float()

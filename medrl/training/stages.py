@@ -77,7 +77,7 @@ class BestWeights:
 
 @dataclass
 class Stage:
-    """One trainer of a training, and where its checkpoints are (``CheckpointSaver`` with ``state`` under "training")."""
+    """One trainer of a training, and the folder where a ``CheckpointSaver`` keeps its ``state`` as "training"."""
 
     trainer: RLTrainer
     state: TrainingState

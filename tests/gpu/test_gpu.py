@@ -72,7 +72,9 @@ def test_walks_look_and_pay_as_on_the_cpu(
         following, twin_following = here.advance(state, action), there.advance(twin, action.to(device))
         reward = here.reward(state, action, following)
         assert reward.std() > 0.1
-        torch.testing.assert_close(there.reward(twin, action.to(device), twin_following).cpu(), reward, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            there.reward(twin, action.to(device), twin_following).cpu(), reward, atol=1e-4, rtol=0
+        )
         assert torch.equal(there.terminated(twin_following).cpu(), here.terminated(following))
         torch.testing.assert_close(there.targets(twin)["gains"].cpu(), here.targets(state)["gains"], atol=1e-4, rtol=0)
         state, twin = following, twin_following
