@@ -47,8 +47,9 @@ logger = logging.getLogger("landmark_accuracy")
 
 ROWS = ("mean", "shape", "agent", "switches", "unet", "classical")
 SWITCHES = (
-    ("policy", "jumps"), ("policy", "moves"), ("policy", "both"), ("passes", 1), ("passes", 2), ("votes", 1), ("votes", 24),
-    ("own", 1.0), ("own", 1000.0), ("starts", 1), ("starts", 8), ("shape_prior", False), ("shape_prior", True),
+    ("policy", "jumps"), ("policy", "moves"), ("policy", "both"), ("passes", 1), ("passes", 2), ("votes", 1),
+    ("votes", 24), ("own", 1.0), ("own", 1000.0), ("starts", 1), ("starts", 8), ("shape_prior", False),
+    ("shape_prior", True),
 )  # fmt: skip
 
 

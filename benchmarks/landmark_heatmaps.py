@@ -48,6 +48,7 @@ class HeatmapNet:
         """Train on a pool for some minutes, one case renewed every second update; returns the updates."""
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=1e-4)
+        self.network.train()
         cases, start, updates = pool.cases, time.perf_counter(), 0
         while (share := (time.perf_counter() - start) / (60 * minutes)) < 1:
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (updates + 1) / 50, 0.02 + 1.96 * (1 - share))
@@ -55,7 +56,7 @@ class HeatmapNet:
             volumes = torch.stack([_volume(cases, int(n)) for n in index])
             size = torch.tensor(volumes.shape[1:], device=self.device)
             voxel = cases.points_mm[index] / cases.pyramid.spacing_mm + (size - 1) / 2
-            loss = self.loss(self.network.train()(grey_to_float(volumes[:, None])), voxel, cases.present[index])
+            loss = self.loss(self.logits(volumes), voxel, cases.present[index])
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
@@ -63,7 +64,14 @@ class HeatmapNet:
             updates += 1
             if updates % 2 == 0:
                 pool.refresh(1)
+        self.network.eval()
         return updates
+
+    def logits(self, volumes: Tensor) -> Tensor:
+        """Heat (B, L, X, Y, Z) before the softmax of uint8 volumes (B, X, Y, Z)."""
+        x, y, z = volumes.shape[1:]
+        rest = [n for size in (z, y, x) for n in (0, -size % 8)]  # the U-Net halves three times
+        return self.network(grey_to_float(pad(volumes, rest)[:, None]))[:, :, :x, :y, :z]
 
     def loss(self, logits: Tensor, voxel: Tensor, present: Tensor) -> Tensor:
         """Mean over the present landmarks of maps (B, L, X, Y, Z) against places (B, L, 3) in voxels."""
@@ -91,9 +99,7 @@ class HeatmapNet:
                 frames=None if frame is None else [frame], window=window,
             )  # fmt: skip
             volume = _volume(cases, 0)
-            rest = [n for size in reversed(volume.shape) for n in (0, -size % 8)]  # the U-Net halves three times
-            logits = self.network.eval()(grey_to_float(pad(volume, rest)[None, None]).to(self.device))
-            voxel, spread = self.read_out(logits[0, :, : volume.shape[0], : volume.shape[1], : volume.shape[2]].cpu())
+            voxel, spread = self.read_out(self.logits(volume[None].to(self.device))[0].cpu())
             place = (voxel - (torch.tensor(volume.shape) - 1) / 2) * anatomy.spacing_mm
             points = cases.to_ras(0, place)
             frame, box = fit_robust(anatomy.shape_mm, points, spread.clamp(min=0.1) ** -2), anatomy.box_mm()

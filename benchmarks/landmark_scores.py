@@ -106,19 +106,23 @@ def score_landmarks(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
     error = torch.stack([a.errors_mm() for a in answers])
     shift = torch.stack([a.positions() - a.source.points_ras for a in answers])
     shift = torch.where(error.isnan()[..., None], torch.nan, shift)
-    return {
-        point.label: {
-            "mean_mm": round(float(error[:, n].nanmean()), 3),
-            "max_mm": round(float(torch.nan_to_num(error[:, n], nan=0.0).max()), 3),
-            "shift_ras_mm": [round(x, 3) for x in shift[:, n].nanmean(0).tolist()],
+    rows: dict[str, dict[str, Any]] = {}
+    for n, point in enumerate(answers[0].landmarks):
+        known = error[:, n].isfinite()
+        if not known.any():
+            rows[point.label] = dict.fromkeys(("mean_mm", "max_mm", "shift_ras_mm"))
+            continue
+        rows[point.label] = {
+            "mean_mm": round(float(error[known, n].mean()), 3),
+            "max_mm": round(float(error[known, n].max()), 3),
+            "shift_ras_mm": [round(x, 3) for x in shift[known, n].mean(0).tolist()],
         }
-        for n, point in enumerate(answers[0].landmarks)
-    }
+    return rows
 
 
 def score_cases(answers: Sequence[Answer]) -> dict[str, float]:
-    """Mean error of every case in mm, missing points at the image's diagonal."""
-    return {a.source.name: round(float(a.penalised_mm().nanmean()), 3) for a in answers}
+    """Mean error in mm of every case with a point in view, missing points at the image's diagonal."""
+    return {a.source.name: round(float(a.penalised_mm().nanmean()), 3) for a in answers if a.in_view().any()}
 
 
 def write_table(rows: dict[str, dict[str, Any]]) -> str:
@@ -147,7 +151,7 @@ def length(value: float | None) -> str:
 
 def draw_extremes(folder: Path, name: str, answers: Sequence[Answer], *, points: int = 12) -> list[Path]:
     """Draw the cases with the least and the greatest mean error: their worst ``points``, with the truth."""
-    order = sorted(answers, key=lambda a: float(a.penalised_mm().nanmean()))
+    order = sorted((a for a in answers if a.in_view().any()), key=lambda a: float(a.penalised_mm().nanmean()))
     paths = []
     for kind, answer in (("best", order[0]), ("worst", order[-1])):
         error = torch.nan_to_num(answer.penalised_mm(), nan=-1.0)

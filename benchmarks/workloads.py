@@ -22,6 +22,7 @@ from medrl.tasks.landmark import LandmarkTask
 
 SPACING_MM = 1.5
 STRIDES = (1, 2, 4)
+NETWORKS = ("AlansaryNet", "ConcentricNet", "FoveaNet")
 
 
 class Timing(NamedTuple):
@@ -29,21 +30,6 @@ class Timing(NamedTuple):
 
     wall: float
     cpu: float
-
-
-class FramesTask(LandmarkTask):
-    """The recipe of Alansary 2019 and Leroy 2020: the last four crops of 45^3 at the walker's own scale, six moves.
-
-    Its network answers (B, 6) values and nothing else, so there is nothing to supervise: no ``targets``.
-    """
-
-    def __init__(self, cases: Cases, *, size: int = 45) -> None:
-        super().__init__(cases, size=size, observation="frames", frames=4, settle=False)
-
-    @property
-    def targets(self) -> Any:  # type: ignore[override]
-        """Absent, as ``hasattr`` sees it."""
-        raise AttributeError("targets")
 
 
 def random_cases(
@@ -75,7 +61,8 @@ def build_agent(
     cases = random_cases(side=side, device=device)
     if name == "AlansaryNet":
         size = 45 if size is None else size
-        task: LandmarkTask = FramesTask(cases, size=size)
+        # the recipe of Alansary 2019 and Leroy 2020: the last four crops at the walker's own scale, six moves
+        task = LandmarkTask(cases, size=size, observation="frames", frames=4, settle=False)
         network: nn.Module = AlansaryNet(size=size)
     else:
         size = 17 if size is None else size
@@ -88,9 +75,6 @@ def build_agent(
     agent = DQN(network.to(device), replay=replay, batch_size=batch_size, bf16=bf16, warm_up=0)
     fill(agent, Environment(task, num_envs=rows), 40)
     return agent
-
-
-NETWORKS = ("AlansaryNet", "ConcentricNet", "FoveaNet")
 
 
 def fill(agent: DQN, environment: Environment, steps: int) -> None:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     package = logging.getLogger("medrl")
     level = package.level
     package.addHandler(handler)
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
         return options.command(options)
     except InputError as error:
@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     second.set_defaults(command=predict)
     for command in (first, second):
         command.add_argument("--device", help="such as cpu or cuda:0 (default: the best at hand)")
+        command.add_argument("--verbose", action="store_true", help="show where an unforeseen error happened")
     return parser
 
 

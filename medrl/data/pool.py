@@ -46,7 +46,7 @@ class Pool:
 
     Everything a training needs from a dataset folder: ``cases`` for the task, ``anatomy`` for inference.  Options of
     the variations (``rotation_degrees``, ``cut``, ...) go to :class:`medrl.data.variations.Variations`.  Lengths not
-    given follow from the training volumes: a spacing that puts 96 voxels along the median longest side, but never
+    given follow from the training volumes: a spacing that puts 128 voxels along the median longest side, but never
     finer than the files' own, and a margin of a quarter of that side.
     """
 
@@ -59,7 +59,7 @@ class Pool:
         self.sources = read_sources(dataset_dir, section, labels=labels)
         window = None if window is None else [float(w) for w in window]
         sides, voxels = zip(*(_side_and_voxel_mm(source) for source in self.sources), strict=True)
-        spacing_mm = max(median(voxels), median(sides) / 96) if spacing_mm is None else spacing_mm
+        spacing_mm = max(median(voxels), median(sides) / 128) if spacing_mm is None else spacing_mm
         margin_mm = median(sides) / 4 if margin_mm is None else margin_mm
         self.anatomy, frames = learn_anatomy(
             self.sources, labels=labels, spacing_mm=spacing_mm, margin_mm=margin_mm, turned=turned, strides=list(strides),

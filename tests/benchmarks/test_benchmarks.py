@@ -68,11 +68,10 @@ def test_memory_grows_by_the_bytes_of_the_transitions(tmp_path: Path) -> None:
     assert "| memory | 20,000 transitions |" in done.stdout
     rows = json.loads(out.read_text())["rows"]
     stored = [row["value"] for row in rows if row["unit"] == "bytes/transition"]
-    assert stored[:2] == pytest.approx([44, 44], abs=0.5)
-    assert stored[2] == 91_134
+    assert stored == pytest.approx([44, 91_134], abs=0.5)
     grown = [row["value"] for row in rows if row["unit"] == "MB"]
-    assert len(grown) == 2
-    assert all(value < 30 for value in grown)
+    assert len(grown) == 1
+    assert grown[0] < 30
 
 
 def test_unknown_part_is_refused(speed: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

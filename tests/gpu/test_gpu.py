@@ -1,4 +1,4 @@
-"""A CUDA device gives the CPU's answers, and the host never waits for it; run alone by pytest -m gpu."""
+"""A CUDA device and the default network: the CPU's observations and landmarks, and a host that never waits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import pytest
 import torch
 from blobs import SHAPE_MM, BlobNet, anatomy, blob_volume
 from probes import small_cases
-from torch import nn
 
 from medrl.agents.dqn import DQN
 from medrl.agents.supervision import OffsetSupervision
 from medrl.environment import Environment
 from medrl.experience import Replay
 from medrl.inference.landmarks import LandmarkInferer
-from medrl.networks.concentric import ConcentricNet
 from medrl.networks.fovea import FoveaNet
 from medrl.tasks.landmark import LandmarkTask
 
 pytestmark = pytest.mark.gpu
 
-OBSERVATIONS = [{}, {"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
+OBSERVATIONS = [{"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
 
 
 @pytest.fixture
@@ -48,16 +46,6 @@ def move(state: Any, device: torch.device) -> Any:
     return type(state)(*(value.to(device) for value in state))
 
 
-def test_crops_are_those_of_the_cpu(device: torch.device, torch_generator: torch.Generator) -> None:
-    here, there = small_cases(strides=(1, 2, 4)).pyramid, small_cases(strides=(1, 2, 4)).to(device).pyramid
-    case = torch.randint(3, (200,), generator=torch_generator)
-    position = 80 * torch.rand(200, 3, generator=torch_generator) - 40  # up to 20 mm outside
-    expected = here.crop(case, position, 7)
-    assert (expected == 0).any()
-    assert (expected != 0).any()
-    assert torch.equal(there.crop(case.to(device), position.to(device), 7).cpu(), expected)
-
-
 @pytest.mark.parametrize("options", OBSERVATIONS)
 def test_walks_look_and_pay_as_on_the_cpu(
     device: torch.device, torch_generator: torch.Generator, options: dict[str, Any]
@@ -80,14 +68,12 @@ def test_walks_look_and_pay_as_on_the_cpu(
         state, twin = following, twin_following
 
 
-@pytest.mark.parametrize("kind", [ConcentricNet, FoveaNet])
 def test_a_hundred_training_steps_never_make_the_host_wait(
-    device: torch.device, no_waiting: Callable[[], None], kind: type[nn.Module]
+    device: torch.device, no_waiting: Callable[[], None]
 ) -> None:
     torch.manual_seed(0)
     task = landmark_task(device)
-    options = {"levels": 2} if kind is ConcentricNet else {"strides": (1, 2), "spacing_mm": 2.0}
-    network = kind(landmarks=2, size=9, scales=2, width=4, hidden=16, **options).to(device)
+    network = FoveaNet(landmarks=2, strides=(1, 2), spacing_mm=2.0, size=9, scales=2, width=4, hidden=16).to(device)
     replay = Replay(task, capacity=2000, num_envs=16, n=2, alpha=0.6)
     agent = DQN(network, replay=replay, batch_size=8, warm_up=16, supervision=OffsetSupervision(), imitation=0.5)
     environment = Environment(task, num_envs=16)
