@@ -14,8 +14,7 @@ unet       a heat-map U-Net trained for ``--unet_minutes`` on the training secti
 classical  affine registration (mutual information) of 1 and 3 training atlases, and of 3 followed by demons
 
 ``--variants`` also stores every case flipped, permuted, oblique, in thick slices and cropped, and tells how far the
-agent's points move.  ``--pictures`` draws the best and the worst case of the agent.  Without a bundle, ``--weights``
-and ``--anatomy`` name the files of a training.
+agent's points move.  ``--pictures`` draws the best and the worst case of the agent.
 """
 
 from __future__ import annotations
@@ -34,14 +33,12 @@ from landmark_scores import Answer, Method, ask, draw_extremes, score, score_cas
 from landmark_variants import score_variants, write_variants_table
 from torch import nn
 
-from medrl.bundle import load, load_weights
+from medrl.bundle import load
 from medrl.data.anatomy import Anatomy
 from medrl.data.cases import Source
 from medrl.data.pool import Pool, read_sources
 from medrl.data.write import write_json
 from medrl.inference.landmarks import LandmarkInferer
-from medrl.networks.fovea import FoveaNet
-from medrl.types import InputError
 
 logger = logging.getLogger("landmark_accuracy")
 
@@ -54,19 +51,9 @@ SWITCHES = (
 
 
 def load_agent(options: argparse.Namespace) -> tuple[LandmarkInferer, nn.Module]:
-    """The agent's inferer and network, from a bundle or from the files of a training."""
-    if options.bundle is not None:
-        bundle = load(options.bundle, options.device, ckpt_dir=options.ckpt_dir)
-        return bundle.inferer, bundle.network
-    if options.weights is None or options.anatomy is None:
-        raise InputError("which agent? pass --bundle, or --weights with --anatomy")
-    anatomy = Anatomy.load(options.anatomy)
-    state = torch.load(options.weights, weights_only=True)
-    network = FoveaNet(
-        landmarks=len(anatomy.labels), strides=tuple(anatomy.strides), spacing_mm=anatomy.spacing_mm, size=anatomy.size,
-        scales=len(options.step_mm), width=len(state["stem.0.0.weight"]), hidden=len(state["hidden.0.weight"]),
-    )  # fmt: skip
-    return LandmarkInferer(anatomy, step_mm=options.step_mm), load_weights(network, options.weights, options.device)
+    """The agent's inferer and network, as the bundle describes them."""
+    bundle = load(options.bundle, options.device, ckpt_dir=options.ckpt_dir)
+    return bundle.inferer, bundle.network
 
 
 def agent(inferer: LandmarkInferer, network: nn.Module, **settings: object) -> Method:
@@ -129,11 +116,8 @@ def train_unet(options: argparse.Namespace, anatomy: Anatomy) -> HeatmapNet:
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--ckpt_dir", type=Path, help="folder of other weights for the bundle")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--anatomy", type=Path)
-    parser.add_argument("--step_mm", type=float, nargs="+", default=[8.0, 3.0, 1.0], help="with --weights")
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--ckpt_dir", type=Path, help="other weights, such as those of a training of one's own")
     parser.add_argument("--dataset_dir", type=Path, required=True)
     parser.add_argument("--split", default="test", choices=("training", "validation", "test"))
     parser.add_argument("--rows", nargs="*", default=["mean", "shape", "agent", "switches"], choices=ROWS)

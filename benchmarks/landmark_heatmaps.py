@@ -44,13 +44,15 @@ class HeatmapNet:
         line = torch.arange(-reach, reach + 1)
         self.around = torch.cartesian_prod(line, line, line).to(self.device)  # (W, 3) voxels
 
-    def train(self, pool: Pool, *, minutes: float, batch: int = 2, rate: float = 1e-3, seed: int = 0) -> int:
-        """Train on a pool for some minutes, one case renewed every second update; returns the updates."""
+    def train(
+        self, pool: Pool, *, minutes: float, most: int = 10**9, batch: int = 2, rate: float = 1e-3, seed: int = 0
+    ) -> int:
+        """Train for some minutes or ``most`` updates, one case renewed every second one; returns the updates."""
         generator = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=1e-4)
         self.network.train()
         cases, start, updates = pool.cases, time.perf_counter(), 0
-        while (share := (time.perf_counter() - start) / (60 * minutes)) < 1:
+        while (share := (time.perf_counter() - start) / (60 * minutes)) < 1 and updates < most:
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (updates + 1) / 50, 0.02 + 1.96 * (1 - share))
             index = torch.randperm(len(cases), generator=generator)[:batch]
             volumes = torch.stack([_volume(cases, int(n)) for n in index])

@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
+from torch import Tensor
 
 from medrl.data.anatomy import Anatomy
+from medrl.data.dataset import read_dataset
+from medrl.data.landmarks import read_landmarks
+from medrl.data.read import read_image
 from medrl.data.write import whole_file, write_json
 from medrl.geometry.grids import spacing_of
+from medrl.types import InputError
 
 logger = logging.getLogger(__name__)
 
-BASELINE = "mean shape at the centre of mass"
+MOST = 50  # training cases that the baseline is made of
 
 
 class Assessment:
@@ -27,14 +32,14 @@ class Assessment:
     Writes ``evaluation.json`` (see `summarise`) and ``evaluation.csv`` (one row a case and landmark) into
     ``output_dir`` and logs the table.  A landmark that the truth has and the answer lacks counts with the diagonal of
     the image; a failure is an error above ``failure_mm``, such a landmark included.  Intervals are 95 % bootstrap
-    intervals over cases.  The baseline puts the mean shape of the training cases, unturned, at the centre of mass of
-    what is brighter than the image's mean.
+    intervals over cases.  The baseline answers ``baseline_mm`` (L, 3) from the centre of every image: see
+    `mean_position`.
     """
 
     def __init__(
-        self, output_dir: Path | str, *, anatomy: Anatomy, failure_mm: float, resamples: int = 2000, seed: int = 0
+        self, output_dir: Path | str, *, baseline_mm: Tensor, failure_mm: float, resamples: int = 2000, seed: int = 0
     ) -> None:
-        self.output_dir, self.anatomy, self.failure_mm = Path(output_dir), anatomy, failure_mm
+        self.output_dir, self.baseline_mm, self.failure_mm = Path(output_dir), baseline_mm.double(), failure_mm
         self.resamples, self.seed = resamples, seed
         self.rows: list[dict[str, Any]] = []
 
@@ -51,7 +56,7 @@ class Assessment:
             spacing_mm = spacing_of(torch.as_tensor(image.affine).double())
             diagonal = float((spacing_mm * torch.tensor(image.shape[1:])).norm())
             error = torch.nan_to_num((points - truth).norm(dim=1), nan=diagonal)
-            baseline = (_place_mean_shape(image, self.anatomy) - truth).norm(dim=1)
+            baseline = (self.baseline_mm + _centre(image) - truth).norm(dim=1)
             for n, mark in enumerate(data["landmarks"]):
                 known = bool(truth[n].isfinite().all())
                 self.rows.append(
@@ -81,7 +86,7 @@ class Assessment:
         logger.info("%d cases, %d landmarks known", summary["cases"], summary["landmarks"])
         for name in STATISTICS:
             mine, theirs = (_text(summary[who][name]) for who in ("agent", "baseline"))
-            logger.info("%-10s  agent %-24s  %s %s", name, mine, BASELINE, theirs)
+            logger.info("%-10s  agent %-26s  mean position %s", name, mine, theirs)
 
 
 STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, float], float]] = {
@@ -132,11 +137,31 @@ def summarise(rows: list[dict[str, Any]], *, failure_mm: float, resamples: int =
     return summary
 
 
-def _place_mean_shape(image: torch.Tensor, anatomy: Anatomy) -> torch.Tensor:
-    """The mean shape (L, 3) at the centre of mass of the brighter voxels, in RAS mm."""
-    volume, matrix = torch.as_tensor(image).as_subclass(torch.Tensor)[0], torch.as_tensor(image.affine).double()
-    bright = (volume > volume.mean()).nonzero().double().mean(0)
-    return anatomy.shape_mm.double() + matrix[:3, :3] @ bright + matrix[:3, 3]
+def mean_position(dataset_dir: Path | str, anatomy: Anatomy) -> Tensor:
+    """Mean place (L, 3) of the landmarks in the training images of dataset.json, in RAS mm from the image's centre.
+
+    Where there is no training section, or a landmark is in none of its files, the mean shape round the centre.
+    """
+    try:
+        entries = read_dataset(dataset_dir, "training")
+    except InputError as error:
+        logger.info("the baseline is the mean shape round the image's centre: %s", error)
+        entries = []
+    places: dict[str, list[Tensor]] = {}
+    for entry in [entry for entry in entries if entry["landmarks"] is not None][:MOST]:
+        centre = _centre(read_image(entry["image"]))
+        for label, point in read_landmarks(entry["landmarks"]).items():
+            places.setdefault(label, []).append(torch.as_tensor(point) - centre)
+    shape = dict(zip(anatomy.labels, anatomy.shape_mm.double(), strict=True))
+    return torch.stack(
+        [torch.stack(places[label]).mean(0) if label in places else shape[label] for label in anatomy.labels]
+    )
+
+
+def _centre(image: Any) -> Tensor:
+    """The middle (3,) of an image (1, X, Y, Z), RAS mm."""
+    matrix = torch.as_tensor(image.affine).double()
+    return matrix[:3, :3] @ ((torch.tensor(image.shape[1:]) - 1).double() / 2) + matrix[:3, 3]
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:

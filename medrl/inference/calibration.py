@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from medrl.data.cases import Source
 from medrl.data.fields_of_view import crop_third
@@ -60,13 +60,17 @@ def calibrate(
         model = torch.tensor([UNCALIBRATED[k] for k in ("inside", "logit", "bias")], requires_grad=True)
         solver = torch.optim.LBFGS([model], max_iter=200, line_search_fn="strong_wolfe")
 
+        def weights() -> torch.Tensor:
+            # deeper inside, or a higher logit, never speaks against presence
+            return torch.cat([softplus(model[:2]), model[2:]])
+
         def loss() -> torch.Tensor:
             solver.zero_grad()
-            value = binary_cross_entropy_with_logits(x @ model, y, weight=weight) + 1e-3 * model.square().sum()
+            value = binary_cross_entropy_with_logits(x @ weights(), y, weight=weight) + 1e-2 * weights().square().sum()
             value.backward()
             return value
 
         solver.step(loss)
-        result |= dict(zip(("inside", "logit", "bias"), model.detach().tolist(), strict=True))
+        result |= dict(zip(("inside", "logit", "bias"), weights().detach().tolist(), strict=True))
     inferer.calibration = result
     return result

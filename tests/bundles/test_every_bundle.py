@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def test_inference(bundle, images, workflow, tmp_path):
     assert report["bundle"] == {"name": bundle.name, "version": read(bundle, "metadata")["version"]}
     assert report["cases"]["one"]["landmarks"] == len(labels)
 
-    landmarks = medrl.load(str(bundle), "cpu").predict(folder / "one.nrrd")
+    landmarks = running.evaluator.landmarks["one"]
     written = read_landmarks(tmp_path / "one.mrk.json")
     assert [mark.label for mark in landmarks] == labels
     assert list(written) == [mark.label for mark in landmarks if mark.status != MISSING]
@@ -137,11 +138,10 @@ def test_what_label_and_deploy_do(bundle, images):
     in_memory = {"image": MetaTensor(whole["image"][0].as_tensor(), affine=whole["image"].affine)}
     for transform in reading:
         in_memory = in_memory if "LoadImage" in type(transform).__name__ else transform(in_memory)
-    assert in_memory["image"].shape == whole["image"].shape
+    assert torch.equal(in_memory["image"].as_tensor(), whole["image"].as_tensor())
+    assert torch.equal(in_memory["image"].affine, whole["image"].affine)
     inferer = parser.get_parsed_content("inferer")
-    answers = [inferer(inputs=data["image"][None], network=network.eval())[0] for data in (whole, in_memory)]
-    assert answers[0] == answers[1]
-    in_memory["pred"] = answers[1]
+    in_memory["pred"] = inferer(inputs=in_memory["image"][None], network=network.eval())[0]
     for transform in parser.get_parsed_content("postprocessing").transforms:
         in_memory = in_memory if "Save" in type(transform).__name__ else transform(in_memory)
     format_ = parser["_meta_"]["network_data_format"]["post_processed_outputs"]["pred"]
@@ -155,8 +155,9 @@ def test_bundles_of_one_kind_differ_in_numbers_only(bundle):
         if isinstance(config, dict):
             return {key: words(value) for key, value in config.items()}
         if isinstance(config, list):
-            return [words(value) for value in config] if any(isinstance(value, str | dict) for value in config) else None
-        return config if isinstance(config, str) else None
+            numbers = not any(isinstance(value, str | dict) for value in config)
+            return None if numbers else [words(value) for value in config]
+        return re.sub(r"[\d.]+", "", config) if isinstance(config, str) else None
 
     if bundle.name.endswith("_landmark_detection"):
         for name in CONFIGS[1:]:

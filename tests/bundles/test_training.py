@@ -16,7 +16,8 @@ from medrl.data.phantoms import LABELS
 from medrl.errors import input_error
 from medrl.types import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.(min|cumulative)_delta:DeprecationWarning")  # MONAI 1.6 on ignite 0.5.5
+# MONAI 1.6 on ignite 0.5.5
+pytestmark = pytest.mark.filterwarnings("ignore:.(min|cumulative)_delta:DeprecationWarning")
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_smoke_training_leaves_a_working_agent(bundle, smoke):
     assert files == {"model.pt", "anatomy.pt", "agent.json", "checkpoints_clone", "checkpoints_dqn"}
     anatomy = Anatomy.load(folder / "models/anatomy.pt")
     assert anatomy.labels == list(LABELS)
-    assert set(anatomy.calibration) == {"scale", "inside", "logit", "bias"}
+    assert anatomy.calibration["scale"] > 0
     records = [json.loads(line) for line in (folder / "dqn.jsonl").read_text().splitlines()]
     errors = [record["val_error_mm"] for record in records if "val_error_mm" in record]
     assert len(errors) == 2
-    best = load(folder / "models/checkpoints_dqn/training_epoch=2.pt")["training"]["watched"][0]["best"]
-    clone = load(folder / "models/checkpoints_clone/training_epoch=2.pt")["training"]["watched"][0]["best"]
+    best = load(folder / "models/checkpoints_dqn/training_epoch=2.pt")["watched"][0]["best"]
+    clone = load(folder / "models/checkpoints_clone/training_epoch=2.pt")["watched"][0]["best"]
     assert best == pytest.approx(min([clone, *errors]), abs=1e-5)
     assert list((folder / "tensorboard").rglob("events.*"))
     agent = medrl.load(bundle, "cpu", ckpt_dir=folder / "models")
@@ -98,7 +99,7 @@ def test_evaluation(bundle, copied, workflow, tmp_path):
     data = copied / "phantoms"
     document = json.loads((data / "dataset.json").read_text())
     cases = document["training"] + document["test"]
-    document |= {"training": [], "test": cases}
+    document |= {"training": document["validation"], "validation": [], "test": cases}
     (data / "dataset.json").write_text(json.dumps(document))
     (data / cases[0]["landmarks"]).write_text("label,ras_x,ras_y,ras_z\nliver,9000,0,0\n")
     running = workflow(

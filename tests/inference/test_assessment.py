@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from blobs import SHAPE_MM, anatomy, blob_volume
+from blobs import anatomy
 from monai.data import MetaTensor
 
-from medrl.inference.assessment import Assessment, summarise
+from medrl.data.write import write_image, write_truth_csv
+from medrl.inference.assessment import Assessment, mean_position, summarise
 from medrl.types import FOUND, MISSING, Landmark
 
 
@@ -49,31 +50,49 @@ def test_intervals_are_over_cases():
 
 
 def test_files_and_baseline(tmp_path):
-    matrix = torch.diag(torch.tensor([-2.0, 2.0, 2.0, 1.0], dtype=torch.float64))
-    matrix[:3, 3] = torch.tensor([45.0, -45.0, -45.0])
-    truth = SHAPE_MM.double()
-    image = MetaTensor(blob_volume(matrix, (46, 46, 46), truth)[None], affine=matrix)
+    matrix = torch.diag(torch.tensor([-2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
+    matrix[:3, 3] = torch.tensor([7.0, 0.0, -9.0])
+    centre = torch.tensor([7.0 - 10.0, 11.0, -9.0 + 15.0])
+    truth = torch.tensor([[0.0, 0, 0], [1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.float64)
+    image = MetaTensor(torch.rand(1, 11, 12, 11), affine=matrix)
     found = truth + torch.tensor([3.0, 0.0, 4.0])
     marks = [Landmark(f"blob_{n}", tuple(p.tolist())) for n, p in enumerate(found)]
     marks[3] = Landmark("blob_3", marks[3].position_mm, status=MISSING)
     found[3] = torch.nan
     data = {"case": "one", "image": image, "label": truth, "pred": found, "landmarks": marks}
     engine = SimpleNamespace(state=SimpleNamespace(output=[data]))
-    assessment = Assessment(tmp_path, anatomy=anatomy(), failure_mm=6.0, resamples=50)
+    baseline = truth - centre + torch.tensor([0.0, 2.0, 0.0])
+    assessment = Assessment(tmp_path, baseline_mm=baseline, failure_mm=6.0, resamples=50)
     assessment.add(engine)
     engine.state.output = []
     assessment.add(engine)  # a case that failed
     assessment.finish(engine)
-    diagonal = 92 * np.sqrt(3)
+    diagonal = np.linalg.norm([22.0, 24.0, 33.0])
     summary = json.loads((tmp_path / "evaluation.json").read_text())
     assert summary["cases"] == 1
     assert summary["agent"]["mean_mm"]["value"] == pytest.approx((15 + diagonal) / 4, abs=1e-3)
     assert summary["agent"]["failures"]["value"] == 0.25
-    # the balls are equally large, so their common centre of mass is the middle of the shape
-    assert summary["baseline"]["max_mm"]["value"] < 1.0
+    assert summary["baseline"]["mean_mm"] == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert len((tmp_path / "evaluation.csv").read_text().splitlines()) == 5
 
 
+def test_mean_position_is_from_the_images_centre(tmp_path):
+    entries = []
+    for n, shift in enumerate((0.0, 100.0)):
+        matrix = np.diag([-2.0, 2.0, 2.0, 1.0])
+        matrix[:3, 3] = shift + np.array([9.0, -9.0, -9.0])  # ten voxels a side: the centre is at the shift
+        voxels = np.random.default_rng(n).integers(0, 9, (10, 10, 10)).astype(np.int16)
+        write_image(tmp_path / f"{n}.nii.gz", voxels, matrix)
+        write_truth_csv(tmp_path / f"{n}.csv", {"blob_0": shift + np.array([1.0 + 2 * n, 5.0, -3.0])})
+        entries.append({"image": f"{n}.nii.gz", "landmarks": f"{n}.csv"})
+    (tmp_path / "dataset.json").write_text(json.dumps({"landmarks": anatomy().labels, "training": entries}))
+    places = mean_position(tmp_path, anatomy())
+    assert torch.allclose(places[0], torch.tensor([2.0, 5.0, -3.0]).double(), atol=1e-4)
+    assert torch.equal(places[1:], anatomy().shape_mm[1:].double())
+    (tmp_path / "dataset.json").write_text(json.dumps({"landmarks": anatomy().labels, "test": entries}))
+    assert torch.equal(mean_position(tmp_path, anatomy()), anatomy().shape_mm.double())
+
+
 def test_nothing_is_written_where_every_case_failed(tmp_path):
-    Assessment(tmp_path, anatomy=anatomy(), failure_mm=6.0).finish(None)
+    Assessment(tmp_path, baseline_mm=torch.zeros(4, 3), failure_mm=6.0).finish(None)
     assert not list(tmp_path.iterdir())
