@@ -127,7 +127,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--unet_spacing_mm", type=float, help="default: twice the agent's")
     parser.add_argument("--variations", default="{}", help="JSON: options of the U-Net's Variations")
     parser.add_argument("--variants", action="store_true")
-    parser.add_argument("--margin_mm", type=float, help="of cuts from every landmark; default: 4 voxels of the agent")
+    parser.add_argument("--margin_mm", type=float, help="of cuts from every landmark; default: 3 voxels of the agent")
     parser.add_argument("--cases", nargs="*", help="only these case ids")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--output", type=Path)
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> dict:
     if options.pictures:
         draw_extremes(options.pictures, "agent", plain)
     if options.variants:
-        margin_mm = options.margin_mm or 4 * inferer.anatomy.spacing_mm
+        margin_mm = options.margin_mm or 3 * inferer.anatomy.spacing_mm
         result["variants"] = score_variants(agent(inferer, network), plain, margin_mm=margin_mm, seed=options.seed)
         print("\n" + write_variants_table(result["variants"]))
     if options.output:
