@@ -10,6 +10,8 @@ from medrl.data.anatomy import Anatomy
 from medrl.geometry.grids import OUTSIDE, canonical
 from medrl.geometry.similarity import compose, random_rotations, rotation
 
+SURE = 0.9  # correlation of a pose that needs no second search
+
 
 def search_pose(
     volume: Tensor, ras_from_voxel: Tensor, anatomy: Anatomy, generator: torch.Generator, *, rotations: int = 2000,
@@ -19,6 +21,7 @@ def search_pose(
 
     Random rotations about the centre of mass are scored by the correlation of the template's points with the
     volume; the best are refined by random perturbations of rotation, size and place that shrink round by round.
+    Where no pose convinces, as in a cropped field of view, the search is done again from places round the centre.
     """
     template, step = anatomy.template, anatomy.template_spacing_mm
     if template is None:
@@ -35,6 +38,8 @@ def search_pose(
     used = (points.norm(dim=1) <= len(template) / 2 * step) & (wanted > 0)
     points, wanted = points[used], wanted[used]
 
+    known = torch.nan_to_num(value)[None, None]
+
     def mass(grey: Tensor, place: Tensor) -> Tensor:
         weight = grey.clamp(min=1) - 1
         return (weight[:, None] * place).sum(0) / weight.sum().clamp(min=1e-6)
@@ -43,46 +48,65 @@ def search_pose(
     middle = mass(torch.nan_to_num(value).flatten(), torch.cartesian_prod(*axes) * step)  # mm from the grid's centre
     anchor = mass(wanted, points)
 
-    def correlate(turn: Tensor, size: Tensor, place: Tensor) -> Tensor:
+    def correlate(turn: Tensor, size: Tensor, place: Tensor, overlap: float, use: Tensor) -> Tensor:
         """(N,) correlations of poses: grid point = place + size * turn @ (template point - anchor)."""
-        at = place[:, None] + size[:, None, None] * ((points - anchor) @ turn.transpose(1, 2))
+        at = place[:, None] + size[:, None, None] * ((points[use] - anchor) @ turn.transpose(1, 2))
         inside = (at.abs() <= half).all(-1)
         unit = (at / half).flip(-1)[None, :, :, None]
-        seen = grid_sample(torch.nan_to_num(value)[None, None], unit, align_corners=False)[0, 0, :, :, 0]
+        seen = grid_sample(known, unit, align_corners=False)[0, 0, :, :, 0]
         count = inside.sum(1).clamp(min=1)
         a = torch.where(inside, seen - (seen * inside).sum(1, keepdim=True) / count[:, None], 0)
-        b = torch.where(inside, wanted - (wanted * inside).sum(1, keepdim=True) / count[:, None], 0)
+        grey = wanted[use]
+        b = torch.where(inside, grey - (grey * inside).sum(1, keepdim=True) / count[:, None], 0)
         score = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt().clamp(min=1e-6)
         # a pose that sees a small part of the template proves little
-        return score * (count / len(points)).clamp(max=0.8) / 0.8
+        return score * (count / len(use)).clamp(max=overlap) / overlap
 
-    turn = random_rotations(rotations, generator).float()
-    size, place = torch.ones(rotations), middle.expand(rotations, 3)
-    score = torch.cat(
-        [correlate(t, s, p) for t, s, p in zip(*(x.split(250) for x in (turn, size, place)), strict=True)]
-    )
-    best = score.topk(min(keep, rotations)).indices
-    turn, size, place, score = turn[best], size[best], place[best], score[best]
-    for number in range(rounds):
-        width = 0.75**number
-        count = len(turn) * tries
-        change = rotation(0.25 * width * torch.randn(count, 3, generator=generator))
-        more_turn = change @ turn.repeat_interleave(tries, 0)
-        more_size = size.repeat_interleave(tries) * torch.exp(0.06 * width * torch.randn(count, generator=generator))
-        more_place = place.repeat_interleave(tries, 0) + 2 * step * width * torch.randn(count, 3, generator=generator)
-        more = correlate(more_turn, more_size, more_place).reshape(-1, tries)
-        top, index = more.max(1)
-        index = index + torch.arange(len(turn)) * tries
-        better = top > score
-        turn = torch.where(better[:, None, None], more_turn[index], turn)
-        size, place = (
-            torch.where(better, more_size[index], size),
-            torch.where(better[:, None], more_place[index], place),
+    every = torch.arange(len(points))
+    few = torch.randperm(len(points), generator=generator)[: max(400, len(points) // 3)]
+
+    def search(places: Tensor, overlap: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Best rotation, size, place and score, from random rotations at each of some places (K, 3)."""
+        turn = random_rotations(rotations, generator).float().repeat_interleave(len(places), 0)
+        place, size = places.repeat(rotations, 1), torch.ones(rotations * len(places))
+        parts = zip(*(x.split(500) for x in (turn, size, place)), strict=True)
+        score = torch.cat([correlate(*part, overlap, few) for part in parts])
+        best = score.topk(min(keep, len(score))).indices
+        turn, size, place = turn[best], size[best], place[best]
+        score = correlate(turn, size, place, overlap, every)
+        for number in range(rounds):
+            width, count = 0.75**number, len(turn) * tries
+            change = rotation(0.25 * width * torch.randn(count, 3, generator=generator))
+            new_turn = change @ turn.repeat_interleave(tries, 0)
+            new_size = size.repeat_interleave(tries) * torch.exp(0.06 * width * torch.randn(count, generator=generator))
+            new_place = place.repeat_interleave(tries, 0) + 2 * step * width * torch.randn(
+                count, 3, generator=generator
+            )
+            new_score = correlate(new_turn, new_size, new_place, overlap, every).reshape(-1, tries)
+            top, index = new_score.max(1)
+            index = index + torch.arange(len(turn)) * tries
+            better = top > score
+            turn = torch.where(better[:, None, None], new_turn[index], turn)
+            size = torch.where(better, new_size[index], size)
+            place = torch.where(better[:, None], new_place[index], place)
+            score = torch.maximum(score, top)
+            if number == 4:  # the rest of the work goes to the best few
+                lead = score.topk(min(3, len(score))).indices
+                turn, size, place, score = turn[lead], size[lead], place[lead], score[lead]
+        return turn, size, place, score
+
+    turn, size, place, score = search(middle[None], 0.8)
+    if float(score.max()) < SURE:
+        # a cropped field of view: its centre of mass is not the anatomy's, and it holds a part of the template only
+        reach = 0.12 * len(template) * step
+        shifts = reach * torch.tensor([[axis == n for n in range(3)] for axis in range(3)], dtype=torch.float32)
+        places = torch.cat([middle[None], *(middle + k * shifts for k in (-2, -1, 1, 2))])
+        turn, size, place, score = (
+            torch.cat(pair)
+            for pair in zip(
+                (turn, size, place, correlate(turn, size, place, 0.4, every)), search(places, 0.4), strict=True
+            )
         )
-        score = torch.maximum(score, top)
-        if number == 4:  # the rest of the work goes to the best few
-            few = score.topk(min(3, len(score))).indices
-            turn, size, place, score = turn[few], size[few], place[few], score[few]
     winner = int(score.argmax())
     frame_to_grid = compose(turn[winner], float(size[winner]), place[winner])
     shift = compose(torch.eye(3), 1.0, -(centre + anchor))
