@@ -1,6 +1,7 @@
 """Reinforcement learning against cloning at equal training time, on the validation section of a landmark dataset.
 
-    python benchmarks/landmark_ablation.py --dataset_dir DIR --minutes 6 --seeds 3 [--arms clone,gains,dqn,head,scratch,shuffled]
+    python benchmarks/landmark_ablation.py --dataset_dir DIR --minutes 6 --seeds 3
+        [--arms clone,gains,dqn,head,scratch,shuffled]
         [--spacing_mm 2 --strides 1 2 4 ...] [--output ablation.json]
 
 Arms, all with the same network, crops, offset supervision and processor seconds of training:
@@ -85,7 +86,8 @@ def train(arm: str, pool: Pool, options: argparse.Namespace, seed: int) -> tuple
     if share < 1:
         network.load_state_dict(average.state_dict())
         replay = Replay(
-            task, capacity=20_000, num_envs=64, n=options.n, gamma=options.gamma, alpha=0.6 if options.prioritised else 0.0,
+            task, capacity=20_000, num_envs=64, n=options.n, gamma=options.gamma,
+            alpha=0.6 if options.prioritised else 0.0,
             seed=seed,
         )  # fmt: skip
         agent = DQN(
@@ -166,7 +168,8 @@ def evaluate(network: LandmarkNet, anatomy: Anatomy, sources: list[Source], opti
         else:
             result[name] = {
                 "mean": round(float(value.mean()), 3), "median": round(float(value.median()), 3),
-                "p95": round(float(value.quantile(0.95)), 2), "over 10 mm": round(float((value > 10).float().mean()), 4),
+                "p95": round(float(value.quantile(0.95)), 2),
+                "over 10 mm": round(float((value > 10).float().mean()), 4),
             }  # fmt: skip
     for policy, pairs in absence.items():
         if pairs:

@@ -27,7 +27,8 @@ from medrl.types import InputError
 STRUCTURES = {
     47: "hippocampus_R", 48: "hippocampus_L", 31: "amygdala_R", 32: "amygdala_L", 59: "thalamus_R", 60: "thalamus_L",
     36: "caudate_R", 37: "caudate_L", 57: "putamen_R", 58: "putamen_L", 55: "pallidum_R", 56: "pallidum_L",
-    51: "lateral_ventricle_R", 52: "lateral_ventricle_L", 4: "third_ventricle", 11: "fourth_ventricle", 35: "brain_stem",
+    51: "lateral_ventricle_R", 52: "lateral_ventricle_L", 4: "third_ventricle", 11: "fourth_ventricle",
+    35: "brain_stem",
 }  # fmt: skip
 VALIDATION = ("1006", "Subj10")
 TEST = ("1002", "1010", "1101", "1113", "Subj7", "Subj19")

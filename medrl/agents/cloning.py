@@ -24,7 +24,8 @@ class Cloning(Agent):
     """
 
     def __init__(
-        self, network: nn.Module, *, task: Any, batch_size: int = 64, learning_rate: float = 1e-3, updates: int = 10_000,
+        self, network: nn.Module, *, task: Any, batch_size: int = 64, learning_rate: float = 1e-3,
+        updates: int = 10_000,
         weight_decay: float = 0.05, imitate: str = "gains", near_mm: float = 3.0, supervision: Callable | None = None,
         average: float = 300.0, bf16: bool = True, clip: float = 5.0, seed: int = 0,
     ) -> None:  # fmt: skip

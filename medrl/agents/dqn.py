@@ -19,7 +19,8 @@ from medrl.types import Decision
 
 
 def double_q_loss(
-    q: Tensor, action: Tensor, reward: Tensor, discount: Tensor, terminated: Tensor, online_next: Tensor, target_next: Tensor,
+    q: Tensor, action: Tensor, reward: Tensor, discount: Tensor, terminated: Tensor,
+    online_next: Tensor, target_next: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Huber loss (B, H) and TD error (B, H) of values (B, H, A).
 
@@ -34,7 +35,8 @@ def double_q_loss(
 
 
 def quantile_q_loss(
-    quantiles: Tensor, action: Tensor, reward: Tensor, discount: Tensor, terminated: Tensor, online_next: Tensor, target_next: Tensor,
+    quantiles: Tensor, action: Tensor, reward: Tensor, discount: Tensor, terminated: Tensor,
+    online_next: Tensor, target_next: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Quantile Huber loss (B, H) and TD error (B, H) of return distributions (B, H, A, N) [Dabney 2018, QR-DQN].
 

@@ -12,9 +12,9 @@ from medrl.networks.concentric import Heads
 class OffsetSupervision:
     """Loss of the offset, spread and presence heads.
 
-    The offset's L1 error counts ``(near_mm / (near_mm + distance)) ** power``: far crops need only point the way.  The spread
-    learns the length of the (detached) error by Laplace likelihood, the presence by cross-entropy.  Landmarks whose
-    truth is unknown count nowhere.
+    The offset's L1 error counts ``(near_mm / (near_mm + distance)) ** power``: far crops need only point the way.
+    The spread learns the length of the (detached) error by Laplace likelihood, the presence by cross-entropy.
+    Landmarks whose truth is unknown count nowhere.
     """
 
     def __init__(

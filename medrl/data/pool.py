@@ -51,9 +51,9 @@ class Pool:
     """
 
     def __init__(
-        self, dataset_dir: Path | str, *, spacing_mm: float | None = None, margin_mm: float | None = None, strides: Sequence[int] = (1, 2, 4),
-        size: int = 17, count: int = 48, turned: bool = False, window: Sequence[float] | None = None, seed: int = 0,
-        section: str = "training", device: torch.device | str = "cpu", **variations: Any,
+        self, dataset_dir: Path | str, *, spacing_mm: float | None = None, margin_mm: float | None = None,
+        strides: Sequence[int] = (1, 2, 4), size: int = 17, count: int = 48, turned: bool = False,
+        window: Sequence[float] | None = None, seed: int = 0, section: str = "training", device: torch.device | str = "cpu", **variations: Any,
     ) -> None:  # fmt: skip
         labels = dataset_labels(dataset_dir)
         self.sources = read_sources(dataset_dir, section, labels=labels)
@@ -62,7 +62,8 @@ class Pool:
         spacing_mm = max(median(voxels), median(sides) / 128) if spacing_mm is None else spacing_mm
         margin_mm = median(sides) / 4 if margin_mm is None else margin_mm
         self.anatomy, frames = learn_anatomy(
-            self.sources, labels=labels, spacing_mm=spacing_mm, margin_mm=margin_mm, turned=turned, strides=list(strides),
+            self.sources, labels=labels, spacing_mm=spacing_mm, margin_mm=margin_mm, turned=turned,
+            strides=list(strides),
             size=size, window=window,
         )  # fmt: skip
         self.variations = Variations(

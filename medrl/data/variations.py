@@ -26,7 +26,8 @@ class Variations:
     def __init__(
         self, sources: Sequence[Source], frames: Sequence[Tensor], *, box_mm: tuple[Tensor, Tensor], spacing_mm: float,
         multiple: int = 4, rotation_degrees: float = 12.0, log_size: float = 0.1, narrow: float = 0.5,
-        deformation_mm: float | None = None, control_mm: float | None = None, log_gamma: float = 0.35, bias: float = 0.25,
+        deformation_mm: float | None = None, control_mm: float | None = None, log_gamma: float = 0.35,
+        bias: float = 0.25,
         noise: float = 0.04, cut: float = 0.3, shift_mm: float | None = None, window: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
         deformation_mm = spacing_mm if deformation_mm is None else deformation_mm

@@ -16,11 +16,13 @@ OWN = (1.0, 5.0, 20.0, 100.0)
 
 
 def calibrate(
-    inferer: LandmarkInferer, network: nn.Module, sources: Sequence[Source], *, margin_mm: float, crops: int = 3, seed: int = 0
+    inferer: LandmarkInferer, network: nn.Module, sources: Sequence[Source], *, margin_mm: float, crops: int = 3,
+    seed: int = 0,
 ) -> dict[str, float]:  # fmt: skip
     """Fit the calibration on annotated volumes and cropped copies of them.
 
-    ``own``, how much more a point's own crops count, is the one of ``OWN`` with the least mean error.  ``scale`` makes the mean uncertainty of points in view equal their mean error.  ``inside``, ``logit`` and ``bias``
+    ``own``, how much more a point's own crops count, is the one of ``OWN`` with the least mean error.  ``scale`` makes
+    the mean uncertainty of points in view equal their mean error.  ``inside``, ``logit`` and ``bias``
     are a logistic model of presence (Platt scaling) over depth in uncertainties and the network's own logit, with
     both classes weighted alike.  Sources should not be training volumes.
     """

@@ -36,9 +36,9 @@ class LandmarkInferer(Inferer):
     """
 
     def __init__(
-        self, anatomy: Anatomy, *, policy: str = "jumps", starts: int = 3, jumps: int = 4, passes: int = 2, votes: int = 8,
-        vote_mm: float | None = None, step_mm: Sequence[float] | None = None, budget: int = 60, shape_prior: bool = False,
-        seed: int = 0,
+        self, anatomy: Anatomy, *, policy: str = "jumps", starts: int = 3, jumps: int = 4, passes: int = 2,
+        votes: int = 8, vote_mm: float | None = None, step_mm: Sequence[float] | None = None, budget: int = 60,
+        shape_prior: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if policy not in ("jumps", "moves", "both"):
@@ -113,7 +113,8 @@ class LandmarkInferer(Inferer):
         return landmarks, evidence
 
     def _cases(
-        self, volume: Tensor, ras_from_voxel: Tensor, frame: Tensor | None, box: tuple | None, window: tuple[float, float]
+        self, volume: Tensor, ras_from_voxel: Tensor, frame: Tensor | None, box: tuple | None,
+        window: tuple[float, float],
     ) -> Cases:  # fmt: skip
         anatomy = self.anatomy
         unknown = torch.full((len(anatomy.labels), 3), torch.nan, dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class FoveaNet(LandmarkNet):
         scales: int = 3, width: int = 16, hidden: int = 256, dueling: bool = True, quantiles: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(landmarks=landmarks, scales=scales, unit_mm=6 * spacing_mm, quantiles=quantiles)
-        if size % 8 != 1 or any(b != 2 * a for a, b in zip(strides[:-1], strides[1:], strict=True)):
+        if size % 8 != 1 or any(b != 2 * a for a, b in pairwise(strides)):
             raise ValueError("FoveaNet needs a crop size of 8 m + 1 and strides that double")
         levels, self.dueling = len(strides), dueling
         self.side = size // 2 + 1  # of a level's lattice of places

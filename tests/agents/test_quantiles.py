@@ -13,7 +13,8 @@ from medrl.networks.fovea import FoveaNet
 def test_quantile_loss_by_hand():
     value, following = torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[2.0, 4.0]]]])
     loss, error = quantile_q_loss(
-        value, torch.tensor([0]), torch.tensor([[1.0]]), torch.tensor([[0.5]]), torch.tensor([[False]]), following, following
+        value, torch.tensor([0]), torch.tensor([[1.0]]), torch.tensor([[0.5]]), torch.tensor([[False]]), following,
+        following,
     )  # fmt: skip
     # targets 1 + 0.5 * (2, 4) = (2, 3); gaps of quantile 0.25: 2, 3, Huber 1.5, 2.5; of 0.75: 1, 2, Huber 0.5, 1.5
     assert loss.item() == pytest.approx(0.25 * 2.0 + 0.75 * 1.0)
@@ -23,7 +24,8 @@ def test_quantile_loss_by_hand():
 def test_a_terminal_step_has_no_future():
     value, following = torch.zeros(1, 1, 2, 4), torch.full((1, 1, 2, 4), 100.0)
     loss, error = quantile_q_loss(
-        value, torch.tensor([1]), torch.tensor([[0.5]]), torch.tensor([[0.9]]), torch.tensor([[True]]), following, following
+        value, torch.tensor([1]), torch.tensor([[0.5]]), torch.tensor([[0.9]]), torch.tensor([[True]]), following,
+        following,
     )  # fmt: skip
     assert error.item() == pytest.approx(0.5)
     # every gap is 0.5, Huber 0.125, shares 1/8, 3/8, 5/8, 7/8
