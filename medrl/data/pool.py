@@ -53,7 +53,8 @@ class Pool:
     def __init__(
         self, dataset_dir: Path | str, *, spacing_mm: float | None = None, margin_mm: float | None = None,
         strides: Sequence[int] = (1, 2, 4), size: int = 17, count: int = 48, turned: bool = False,
-        window: Sequence[float] | None = None, seed: int = 0, section: str = "training", device: torch.device | str = "cpu", **variations: Any,
+        window: Sequence[float] | None = None, seed: int = 0,
+        section: str = "training", device: torch.device | str = "cpu", **variations: Any,
     ) -> None:  # fmt: skip
         labels = dataset_labels(dataset_dir)
         self.sources = read_sources(dataset_dir, section, labels=labels)
