@@ -59,16 +59,20 @@ def calibrate(
     result = {"own": own, "scale": scale} | {k: UNCALIBRATED[k] for k in ("inside", "logit", "bias")}
     if 0 < y.mean() < 1:
         weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
-        model = torch.tensor([UNCALIBRATED[k] for k in ("inside", "logit", "bias")], requires_grad=True)
+        prior = torch.tensor([UNCALIBRATED[k] for k in ("inside", "logit", "bias")])
+        model = prior.clone().requires_grad_()
         solver = torch.optim.LBFGS([model], max_iter=200, line_search_fn="strong_wolfe")
 
         def weights() -> torch.Tensor:
-            # deeper inside, or a higher logit, never speaks against presence
+            # few cases decide little: they pull the model from its prior; deeper inside, or a higher logit, never speaks against presence
             return torch.cat([softplus(model[:2]), model[2:]])
 
         def loss() -> torch.Tensor:
             solver.zero_grad()
-            value = binary_cross_entropy_with_logits(x @ weights(), y, weight=weight) + 1e-2 * weights().square().sum()
+            value = (
+                binary_cross_entropy_with_logits(x @ weights(), y, weight=weight)
+                + 1e-2 * (weights() - prior).square().sum()
+            )
             value.backward()
             return value
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from torch import nn
+from torch import Tensor, nn
 
 from medrl.data.anatomy import Anatomy
 from medrl.data.cases import Source
@@ -30,7 +30,8 @@ class BestWeights:
     """Keeps the best averaged network of all stages in ``folder``: a handler of their evaluators.
 
     Writes ``model.pt`` (a bare state dict), ``anatomy.pt`` and ``agent.json`` (``settings``), each whole, whenever the
-    error ``metric`` of a validation is lower than ever before.  Put it among what ``TrainingState`` watches.
+    error ``metric`` of a validation is as low as ever: a later stage that learns only what validation does not see,
+    such as action values, replaces its equal.  Put it among what ``TrainingState`` watches.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BestWeights:
     ) -> None:
         self.folder, self.anatomy, self.settings, self.metric = Path(folder), anatomy, dict(settings), metric
         self.best = torch.inf
+        self.weights: dict[str, Tensor] = {}
 
     def attach(self, engine: Any) -> None:
         """Listen to an evaluator."""
@@ -46,18 +48,20 @@ class BestWeights:
     def __call__(self, engine: Any) -> None:
         """Keep the evaluator's network if it is the best so far."""
         error = float(engine.state.metrics[self.metric])
-        if error < self.best:
-            self.best = error
-            self.save(engine.network)
-            if engine.state.rank == 0:
-                logger.info("model.pt: new best, %s %.4g", self.metric, error)
+        if not error <= self.best:
+            return
+        if error < self.best and engine.state.rank == 0:
+            logger.info("model.pt: new best, %s %.4g", self.metric, error)
+        self.best = error
+        self.keep(engine.network)
 
-    def save(self, network: nn.Module) -> None:
-        """Write the three files; the first of several ranks does."""
+    def keep(self, network: nn.Module) -> None:
+        """Take a network for the best, and write the three files; of several ranks the first does."""
+        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
         if rank_seed(0) > 0:
             return
         with whole_file(self.folder / "model.pt") as part:
-            torch.save({name: value.detach().cpu() for name, value in network.state_dict().items()}, part)
+            torch.save(self.weights, part)
         self.save_anatomy()
         write_json(self.folder / "agent.json", self.settings)
 
@@ -66,13 +70,13 @@ class BestWeights:
         with whole_file(self.folder / "anatomy.pt") as part:
             self.anatomy.save(part)
 
-    def state_dict(self) -> dict[str, float]:
-        """The best error so far."""
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        """The best error so far, and its network."""
+        return {"best": self.best, "weights": self.weights}
 
-    def load_state_dict(self, saved: Mapping[str, float]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Undo ``state_dict``."""
-        self.best = saved["best"]
+        self.best, self.weights = saved["best"], saved["weights"]
 
 
 @dataclass
@@ -118,8 +122,8 @@ class Stage:
             self.trainer.run()
 
 
-def run_stages(stages: Sequence[Stage], *, resume: bool = True) -> None:
-    """Run stages in turn, from the last checkpoint where there is one; each starts from the network before it."""
+def run_stages(stages: Sequence[Stage], *, best: BestWeights, resume: bool = True) -> None:
+    """Run stages in turn, from the last checkpoint where there is one; each starts from the best network before it."""
     first = 0
     if resume:
         first = next((n for n in reversed(range(len(stages))) if stages[n].resume()), 0)
@@ -128,19 +132,18 @@ def run_stages(stages: Sequence[Stage], *, resume: bool = True) -> None:
             stage.forget()
     for number, stage in enumerate(stages[first:], start=first):
         if number > first:
-            hand_over(stages[number - 1].trainer.agent, stage.trainer.agent)
+            start_from(stage.trainer.agent, best.weights or stages[number - 1].trainer.agent.average.state_dict())
         done = stage.trainer.state.epoch
         if done:
             logger.info("stage %d goes on after epoch %d of %d", number + 1, done, stage.trainer.state.max_epochs)
         stage.run()
 
 
-def hand_over(teacher: Any, learner: Any) -> None:
-    """Let a learner start from the averaged network of its teacher."""
-    weights = teacher.average.state_dict()
+def start_from(agent: Any, weights: Mapping[str, Tensor]) -> None:
+    """Let an agent that has not learned yet start from given weights."""
     for name in ("network", "target", "average"):
-        if hasattr(learner, name):
-            getattr(learner, name).load_state_dict(weights)
+        if hasattr(agent, name):
+            getattr(agent, name).load_state_dict(weights)
 
 
 def finish(
@@ -153,9 +156,9 @@ def finish(
     if rank_seed(0) > 0:
         return
     network = copy.deepcopy(agent.average)
-    if best.best == torch.inf:
-        best.save(network)
-    network.load_state_dict(torch.load(best.folder / "model.pt", map_location="cpu", weights_only=True))
+    if not best.weights:
+        best.keep(network)
+    network.load_state_dict(best.weights)
     best.anatomy.calibration = calibrate(inferer, network.eval(), sources, margin_mm=margin_mm)
     best.save_anatomy()
     logger.info("calibrated on %d validation cases", len(sources))

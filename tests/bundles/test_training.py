@@ -59,9 +59,13 @@ def test_smoke_training_leaves_a_working_agent(bundle, smoke):
     records = [json.loads(line) for line in (folder / "dqn.jsonl").read_text().splitlines()]
     errors = [record["val_error_mm"] for record in records if "val_error_mm" in record]
     assert len(errors) == 2
-    best = load(folder / "models/checkpoints_dqn/training_epoch=2.pt")["watched"][0]["best"]
-    clone = load(folder / "models/checkpoints_clone/training_epoch=2.pt")["watched"][0]["best"]
-    assert best == pytest.approx(min([clone, *errors]), abs=1e-5)
+    clone, dqn = (load(folder / f"models/checkpoints_{name}/training_epoch=2.pt") for name in ("clone", "dqn"))
+    assert dqn["watched"][0]["best"] == pytest.approx(min([clone["watched"][0]["best"], *errors]), abs=1e-5)
+    assert equal(load(folder / "models/model.pt"), dqn["watched"][0]["weights"])
+    # the second stage learns action values only: its network is as good, and replaces the first one's
+    kept, before = dqn["watched"][0]["weights"], clone["watched"][0]["weights"]
+    same = {name for name in kept if equal(kept[name], before[name])}
+    assert {name for name in kept if name.startswith("value_head")} == kept.keys() - same
     assert list((folder / "tensorboard").rglob("events.*"))
     agent = medrl.load(bundle, "cpu", ckpt_dir=folder / "models")
     image = next(path for path in (folder / "phantoms").iterdir() if path.suffix == ".nrrd")
