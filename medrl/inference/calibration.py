@@ -64,7 +64,7 @@ def calibrate(
         solver = torch.optim.LBFGS([model], max_iter=200, line_search_fn="strong_wolfe")
 
         def weights() -> torch.Tensor:
-            # few cases decide little: they pull the model from its prior; deeper inside, or a higher logit, never speaks against presence
+            # deeper inside, or a higher logit, never speaks against presence; few cases move the model little
             return torch.cat([softplus(model[:2]), model[2:]])
 
         def loss() -> torch.Tensor:
