@@ -23,7 +23,7 @@ def calibrate(
 
     ``own``, how much more a point's own crops count, is the one of ``OWN`` with the least mean error.  ``scale`` makes
     the mean uncertainty of points in view equal their mean error.  ``inside``, ``logit`` and ``bias``
-    are a logistic model of presence (Platt scaling) over depth in uncertainties and the network's own logit, with
+    are a logistic model of presence (Platt scaling) over depth in doubts and the network's own logit, with
     both classes weighted alike.  Sources should not be training volumes.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -55,7 +55,6 @@ def calibrate(
             present.append(inside[known])
     scale = float(torch.cat(errors).mean() / torch.cat(doubts).mean())
     x, y = torch.cat(features), torch.cat(present).float()
-    x = x / torch.tensor([scale, 1.0, 1.0])  # depth counts in calibrated uncertainties
     result = {"own": own, "scale": scale} | {k: UNCALIBRATED[k] for k in ("inside", "logit", "bias")}
     if 0 < y.mean() < 1:
         weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))

@@ -95,9 +95,11 @@ class LandmarkInferer(Inferer):
         if self.shape_prior:
             fitted = apply(torch.linalg.inv(fit_robust(anatomy.shape_mm, places_ras)), anatomy.shape_mm.double())
             places_ras = shape_posterior(places_ras, doubt.cpu().double(), fitted, anatomy.spread_mm.double())
-        uncertainty = self.calibration["scale"] * (doubt**2 + scatter**2).sqrt().cpu()
+        doubt = (doubt**2 + scatter**2).sqrt().cpu()
+        # structures that differ more between persons are harder, also where the network does not say so
+        uncertainty = self.calibration["scale"] * (doubt**2 + anatomy.spread_mm**2).sqrt()
         depth = _depth_mm(places_ras, ras_from_file, shape)
-        evidence = presence_evidence(depth, uncertainty, logit.cpu())
+        evidence = presence_evidence(depth, doubt, logit.cpu())
         weight = torch.tensor([self.calibration[k] for k in ("inside", "logit", "bias")])
         presence = torch.sigmoid(evidence @ weight)
         path = torch.cat(trail, 1)
@@ -187,9 +189,9 @@ class LandmarkInferer(Inferer):
         return agreed.position_mm, doubt, agreed.scatter_mm, (share * logit).sum(0)
 
 
-def presence_evidence(depth_mm: Tensor, uncertainty_mm: Tensor, logit: Tensor) -> Tensor:
-    """Features (L, 3) of the presence model: depth inside the field of view in uncertainties, the head's logit, 1."""
-    depth = (depth_mm / uncertainty_mm.clamp(min=1e-3)).clamp(-10, 10)
+def presence_evidence(depth_mm: Tensor, doubt_mm: Tensor, logit: Tensor) -> Tensor:
+    """Features (L, 3) of the presence model: depth inside the field of view in doubts, the head's logit, 1."""
+    depth = (depth_mm / doubt_mm.clamp(min=1e-3)).clamp(-10, 10)
     return torch.stack([depth, logit, torch.ones_like(logit)], 1)
 
 
