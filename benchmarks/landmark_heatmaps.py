@@ -35,7 +35,7 @@ class HeatmapNet:
         self.anatomy, self.sigma, self.device = anatomy, sigma, torch.device(device)
         self.network = UNet(
             spatial_dims=3, in_channels=1, out_channels=len(anatomy.labels), channels=(32, 64, 128, 256),
-            strides=(2, 2, 2), num_res_units=1, norm="batch",
+            strides=(2, 2, 2), num_res_units=0, norm="batch",
         ).to(self.device)  # fmt: skip
         reach = round(3 * sigma)
         side = 2 * reach + 1
