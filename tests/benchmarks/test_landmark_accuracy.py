@@ -202,9 +202,13 @@ def test_heat_maps_are_monais():
 
 
 def test_the_unet_learns(tmp_path):
+    """Two bodies, nearly unvaried, are learnt to half a voxel in 100 updates; the first answers lie voxels off."""
     heatmaps = room("heatmaps")
-    write_phantoms(tmp_path, 4, np.random.default_rng(0), shape=(24, 24, 24), spacing_mm=8.0, modality="mr")
-    pool = Pool(tmp_path, spacing_mm=12.0, margin_mm=60.0, strides=(1,), count=4, cut=0.3)
+    write_phantoms(tmp_path, 4, np.random.default_rng(1), shape=(24, 24, 24), spacing_mm=8.0)
+    still = {"rotation_degrees": 0.0, "log_size": 0.0, "deformation_mm": 0.0, "log_gamma": 0.0, "bias": 0.0}
+    pool = Pool(
+        tmp_path, spacing_mm=12.0, margin_mm=30.0, strides=(1,), count=4, **still, noise=0.0, cut=0.0, shift_mm=20.0
+    )
     torch.manual_seed(0)
     unet = heatmaps.HeatmapNet(pool.anatomy, sigma=1.0)
     source = pool.sources[0]
@@ -213,9 +217,9 @@ def test_the_unet_learns(tmp_path):
         found = torch.tensor([point.position_mm for point in unet(source)])
         return float((found - source.points_ras).norm(dim=1).mean())
 
-    before = error()
-    assert unet.train(pool, minutes=9.0, most=25) == 25
-    assert error() < 0.8 * before
+    assert error() > 36.0  # mm: three voxels
+    assert unet.train(pool, minutes=9.0, most=100, batch=4, rate=3e-3) == 100
+    assert error() < 12.0
 
 
 def test_all_rows_on_phantoms(tmp_path, capsys):
