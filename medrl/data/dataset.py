@@ -1,10 +1,11 @@
-"""Decathlon-style ``dataset.json``: which image has which landmarks, and which cases are held out."""
+"""Decathlon-style ``dataset.json``: which image has which answer, and which cases are held out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from medrl.types import InputError
 SECTIONS = ("training", "validation", "test")
 
 
-def read_dataset(dataset_dir: Path | str, section: str) -> list[dict[str, Any]]:
+def read_dataset(dataset_dir: Path | str, section: str, *, answer: str = "landmarks") -> list[dict[str, Any]]:
     """List the cases of one section of ``dataset_dir/dataset.json``.
 
     Args:
         dataset_dir: folder of ``dataset.json``; paths inside are relative to it.
         section: ``training``, ``validation`` or ``test``.
+        answer: key of the file that an image comes with: ``landmarks``, or ``label`` for a mask.
 
     Returns:
-        one ``{"image": Path, "landmarks": Path | None, "case": str}`` a case, in the order of the file.
+        one ``{"image": Path, answer: Path | None, "case": str, "subject": str}`` a case, in the order of the file;
+        the subject is the case id where the file names none.
 
     Raises:
         InputError: no such file or section, an empty section, a named file that is missing, two images with one case
@@ -39,7 +42,7 @@ def read_dataset(dataset_dir: Path | str, section: str) -> list[dict[str, Any]]:
     if not document[section]:
         raise InputError(f"dataset.json: section {section} is empty; expected at least one case")
     _check_leaks(document)
-    cases = [_read_entry(folder, entry) for entry in document[section]]
+    cases = [_read_entry(folder, entry, answer) for entry in document[section]]
     names = [case["case"] for case in cases]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -71,7 +74,7 @@ def write_dataset(
     document: dict[str, Any] = {"name": name, "landmarks": list(labels)}
     for section in SECTIONS:
         document[section] = [
-            {key: _relative(path, folder) for key, path in (("image", image), ("landmarks", landmarks)) if path}
+            {key: relative_path(path, folder) for key, path in (("image", image), ("landmarks", landmarks)) if path}
             for image, landmarks in sections.get(section, ())
         ]
     path = folder / "dataset.json"
@@ -100,6 +103,45 @@ def split_cases(
     return {section: sorted(part) for section, part in parts.items()}
 
 
+def split_subjects(subjects: Iterable[str], *, validation: float, test: float, seed: int = 0) -> dict[str, list[str]]:
+    """Split subjects by a hash of their id, so that one subject falls into the same section of every data set.
+
+    The id and the seed alone decide, so the fractions are met on average only.  Where a section of a fraction above 0
+    would stay empty, the largest section gives it the subject whose hash is nearest.
+
+    Raises:
+        InputError: fractions outside 0 to 1, or too few subjects.
+    """
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise InputError(f"validation {validation:g} and test {test:g}: expected fractions that sum to less than 1")
+    ends = {"test": test, "validation": test + validation, "training": 1.0}  # of the sections' shares of the hashes
+    wanted = [section for section in ends if section == "training" or {"test": test, "validation": validation}[section]]
+    parts: dict[str, list[str]] = {section: [] for section in ends}
+    for share, subject in sorted((_hash_share(f"{seed} {subject}"), subject) for subject in set(subjects)):
+        parts[next(section for section, end in ends.items() if share < end)].append(subject)
+    for section in wanted:
+        if not parts[section]:
+            donor = max(parts, key=lambda name: len(parts[name]))
+            if len(parts[donor]) < 2:
+                raise InputError(f"{sum(map(len, parts.values()))} subjects are too few for {len(wanted)} sections")
+            parts[section].append(parts[donor].pop(-1 if ends[section] > ends[donor] else 0))
+    return {section: sorted(parts[section]) for section in SECTIONS}
+
+
+def relative_path(path: Path, folder: Path) -> str:
+    """Path from a folder to a file, or the whole path where there is none (another drive); links keep their names."""
+    path = path.parent.resolve() / path.name  # a link's name is the case id (git-annex, datalad)
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _hash_share(text: str) -> float:
+    """A number in [0, 1) that is the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
 def _read_document(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -112,14 +154,15 @@ def _read_document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _read_entry(folder: Path, entry: Any) -> dict[str, Any]:
+def _read_entry(folder: Path, entry: Any, answer: str) -> dict[str, Any]:
     entry = _as_entry(entry)
     image = folder / entry["image"]
-    landmarks = folder / entry["landmarks"] if entry.get("landmarks") else None
-    for path in (image, landmarks):
+    answer_path = folder / entry[answer] if entry.get(answer) else None
+    for path in (image, answer_path):
         if path is not None and not path.exists():
             raise InputError(f"dataset.json: names {path.name}, which does not exist; check the paths and --input")
-    return {"image": image, "landmarks": landmarks, "case": case_name(image)}
+    case = case_name(image)
+    return {"image": image, answer: answer_path, "case": case, "subject": str(entry.get("subject", case))}
 
 
 def _as_entry(entry: Any) -> dict[str, Any]:
@@ -139,11 +182,3 @@ def _check_leaks(document: dict[str, Any]) -> None:
                 name = Path(image).name
                 raise InputError(f"dataset.json: {name} is listed in {seen[image]} and in {section}; list it once")
             seen[image] = section
-
-
-def _relative(path: Path, folder: Path) -> str:
-    path = path.parent.resolve() / path.name  # a link keeps its own name: it is the case id (git-annex, datalad)
-    try:
-        return Path(os.path.relpath(path, folder.resolve())).as_posix()
-    except ValueError:  # another drive
-        return path.as_posix()

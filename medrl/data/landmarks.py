@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from monai.data import MetaTensor
@@ -17,6 +17,15 @@ from medrl.types import InputError
 RAS_FROM = {"RAS": (1, 1, 1), "0": (1, 1, 1), "LPS": (-1, -1, 1), "1": (-1, -1, 1)}
 FCSV_COLUMNS = ["id", "x", "y", "z", "ow", "ox", "oy", "oz", "vis", "sel", "lock", "label", "desc"]
 EXTREMES = ("left", "right"), ("posterior", "anterior"), ("inferior", "superior")  # along -, + of the axes R, A, S
+
+
+class MarkupPoint(NamedTuple):
+    """A control point that was placed, as a file says."""
+
+    label: str
+    position: Any
+    system: str  # a key of RAS_FROM
+    list_name: str = ""
 
 
 def read_landmarks(path: Path | str) -> dict[str, np.ndarray]:
@@ -33,24 +42,28 @@ def read_landmarks(path: Path | str) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     name = path.name.lower()
-    readers = {".json": _read_markups, ".fcsv": _read_fcsv, ".csv": _read_table}
+    readers = {".json": markup_points, ".fcsv": _read_fcsv, ".csv": _read_table}
     reader = next((reader for suffix, reader in readers.items() if name.endswith(suffix)), None)
     if reader is None:
         raise InputError(f"{path.name}: not a landmark file; expected .mrk.json, .fcsv or .csv")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path.name}: no such landmark file") from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path.name}: cannot be read as text; expected a landmark file") from None
     points: dict[str, np.ndarray] = {}
-    for label, position, system in reader(text, path.name):
+    for label, position, system, *_ in reader(read_text(path), path.name):
         if not label:
             raise InputError(f"{path.name}: a point has no label; expected a name for every landmark")
         if label in points:
             raise InputError(f"{path.name}: label {label} occurs twice; expected every landmark once, of one case")
-        points[label] = _position(position, path.name, label) * RAS_FROM[system]
+        points[label] = finite_position(position, path.name, label, system)
     return points
+
+
+def read_text(path: Path) -> str:
+    """Read a file of points; InputError where it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path.name}: no such landmark file") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path.name}: cannot be read as text; expected a landmark file") from None
 
 
 def landmarks_from_labels(
@@ -110,7 +123,12 @@ def check_landmarks_inside(
         )
 
 
-def _read_markups(text: str, name: str) -> Iterable[tuple[str, Any, str]]:
+def markup_points(text: str, name: str) -> Iterable[MarkupPoint]:
+    """Yield the placed control points of a Slicer Markups file, whose ``name`` is for messages.
+
+    Raises:
+        InputError: not a Markups file, a markup that is no list of points, an unknown coordinate system or unit.
+    """
     try:
         markups = json.loads(text)["markups"]
         nodes = [(node, node.get("controlPoints", [])) for node in markups]
@@ -127,7 +145,7 @@ def _read_markups(text: str, name: str) -> Iterable[tuple[str, Any, str]]:
             raise InputError(f"{name}: coordinateUnits is {node['coordinateUnits']}; expected mm")
         system = _system(node.get("coordinateSystem", "LPS"), name)
         for point in points:
-            yield str(point.get("label", "")), point.get("position"), system
+            yield MarkupPoint(str(point.get("label", "")), point.get("position"), system, str(node.get("name", "")))
 
 
 def _read_fcsv(text: str, name: str) -> Iterable[tuple[str, Any, str]]:
@@ -166,11 +184,12 @@ def _system(value: Any, name: str) -> str:
     return str(value)
 
 
-def _position(value: Any, name: str, label: str) -> np.ndarray:
+def finite_position(value: Any, name: str, label: str, system: str) -> np.ndarray:
+    """Turn a position of a file into (3,) float64, RAS mm; InputError where it is not three finite numbers."""
     try:
         position = np.array([float(number) for number in value])
     except (TypeError, ValueError):
         position = np.empty(0)
     if position.shape != (3,) or not np.isfinite(position).all():
         raise InputError(f"{name}: the position of {label} is not three finite numbers")
-    return position
+    return position * RAS_FROM[system]

@@ -1,4 +1,4 @@
-"""One HTML file that shows an image and its landmarks in a browser, without a network."""
+"""One HTML file that shows an image, with its landmarks or its mask, in a browser, without a network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import gzip
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -26,6 +26,7 @@ LARGEST = 256**3  # voxels that are embedded; the page stays below some 20 MB
 UPRIGHT = 0.9998  # cosine of the tilt, 1 degree, up to which a volume is embedded as it is
 LONGEST_PATH = 100  # points of a path that are drawn
 VERSION = "0.69.0"  # of the viewer in medrl/data/niivue
+PLACE = "x, y, z (mm)<br>RAS / <i>LPS</i>"  # head of the column of `place_cell`
 
 
 def write_page(
@@ -47,40 +48,99 @@ def write_page(
 
     Raises InputError for a wrong shape or matrix.
     """
+    present = present_landmarks(landmarks)
+    decimals = page_decimals(ras_from_voxel)
+    scene = {
+        "points": [{"label": m.label, "ras": rounded(m.position_mm), "found": m.status == FOUND} for m in present],
+        "paths": [_thin_path(m.path_mm) for m in present if len(m.path_mm) > 1],
+    }
+    words = {
+        "title": title or "Landmarks",
+        "summary": f"{len(present)} of {len(landmarks)} landmarks present",
+        "points": "landmarks",
+        "colours": "Orange points were found, red ones did not converge; blue lines are paths of the agent from their "
+        "starts.",
+        "notes": "Presence is the probability that the point lies inside the image.",
+    }
+    columns = ("label", "status", PLACE, "uncertainty<br>(mm)", "presence", "steps")
+    write_viewer(
+        path, image, ras_from_voxel, scene=scene, words=words, columns=columns,
+        rows=[_row(mark, decimals) for mark in landmarks], window=window,
+    )  # fmt: skip
+
+
+def write_viewer(
+    path: str | Path,
+    image: Any,
+    ras_from_voxel: Any,
+    *,
+    scene: Mapping[str, Any],
+    words: Mapping[str, str],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    mask: Any = None,
+    window: tuple[float, float] | None = None,
+) -> None:
+    """Write the page of an image, `write_page`, with any table and any points.
+
+    ``scene``: ``points``, a dictionary with ``label``, ``ras`` and ``found`` or ``foreground`` for every clickable row,
+    ``paths``, and ``start``, where the crosshair shall be (default: at the first point).  ``words`` fill the template;
+    ``columns`` and ``rows`` are HTML.  ``mask``, of the shape of the image, is laid over it.
+    """
     volume, matrix = as_volume(image, ras_from_voxel)
     low, high = display_window(volume, window)
     lower, upper = bounding_box(matrix, tuple(volume.shape), torch.eye(4).double())
-    decimals = 1 if float(spacing_of(matrix).min()) >= 0.5 else 2
     shown, shown_matrix = _upright(volume, matrix)
-    present = present_landmarks(landmarks)
-    scene = {
-        "points": [{"label": m.label, "ras": _numbers(m.position_mm), "found": m.status == FOUND} for m in present],
-        "paths": [_thin_path(m.path_mm) for m in present if len(m.path_mm) > 1],
-        "radius": round(float((upper - lower).norm()) / 130, 4),
-        "window": [low, high],
-        "decimals": decimals,
-    }
+    scene = {"paths": [], "window": [low, high], "decimals": page_decimals(matrix)} | dict(scene)
+    scene["radius"] = round(float((upper - lower).norm()) / 130, 4)
+    overlay = ""
+    if mask is not None:
+        part, part_matrix = _upright(as_volume(mask, ras_from_voxel)[0].to(torch.uint8), matrix)
+        nifti = nibabel.Nifti1Image((torch.nan_to_num(part.float()) > 0.5).to(torch.uint8).numpy(), part_matrix.numpy())
+        nifti.header.set_xyzt_units("mm")
+        overlay = (
+            f'\n<script type="text/plain" id="mask">{_base64(gzip.compress(nifti.to_bytes(), 6, mtime=0))}</script>'
+        )
     folder = files("medrl.data") / "niivue"
+    reduced = "" if shown is volume else " The image is resampled for display."
     text = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(title or "Landmarks"),
-        summary=f"{len(present)} of {len(landmarks)} landmarks present",
-        rows="\n".join(_row(mark, decimals) for mark in landmarks),
-        reduced="" if shown is volume else "The image is resampled for display.",
-        volume=base64.b64encode(_nifti(shown, shown_matrix.numpy(), (low, high))).decode(),
+        {key: html.escape(value) for key, value in words.items()} | {"notes": html.escape(words["notes"]) + reduced},
+        columns="".join(f"<th>{column}</th>" for column in columns),
+        rows="\n".join(rows),
+        volume=_base64(_nifti(shown, shown_matrix.numpy(), (low, high))),
+        mask=overlay,
         scene=json.dumps(scene, allow_nan=False).replace("<", "\\u003c"),
         version=VERSION,
         license=(folder / "LICENSE").read_text(encoding="utf-8"),
         niivue=gzip.decompress((folder / "niivue.umd.js.gz").read_bytes()).decode("utf-8"),
     )
-    with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+    with whole_file(path) as part_path:
+        part_path.write_text(text, encoding="utf-8")
+
+
+def page_decimals(ras_from_voxel: Any) -> int:
+    """Digits behind the point of a position in mm, fewer where voxels are large."""
+    return 1 if float(spacing_of(torch.as_tensor(ras_from_voxel)).min()) >= 0.5 else 2
+
+
+def place_cell(ras: np.ndarray, decimals: int) -> str:
+    """A cell of the table with a point (3,) in RAS and in LPS."""
+    return f"<td>{_text(ras, decimals)}<br><i>{_text(ras * (-1, -1, 1), decimals)}</i></td>"
+
+
+def rounded(point: Any) -> list[float]:
+    """A point as the scene holds it."""
+    return [round(float(value), 4) for value in point]
 
 
 def _upright(volume: Tensor, ras_from_voxel: Tensor) -> tuple[Tensor, Tensor]:
-    """Resample an oblique volume to patient axes, since the viewer cuts along voxel axes; halve what is too large."""
+    """Resample an oblique volume to patient axes, since the viewer cuts along voxel axes; halve what is too large.
+
+    A single slice stays as it is.
+    """
     spacing_mm = spacing_of(ras_from_voxel)
     step_mm = float(spacing_mm.min())
-    if float((ras_from_voxel[:3, :3] / spacing_mm).abs().amax(0).min()) > UPRIGHT:
+    if 1 in volume.shape or float((ras_from_voxel[:3, :3] / spacing_mm).abs().amax(0).min()) > UPRIGHT:
         shown, shown_matrix = volume, ras_from_voxel
         while shown.numel() > LARGEST:  # the finest axes first
             step_mm *= 2
@@ -97,27 +157,19 @@ def _upright(volume: Tensor, ras_from_voxel: Tensor) -> tuple[Tensor, Tensor]:
 
 def _row(mark: Landmark, decimals: int) -> str:
     if mark.status == MISSING:
-        row, places = "<tr>", ("", "")
+        row, place, uncertainty = "<tr>", "<td></td>", ""
     else:
-        ras = np.asarray(mark.position_mm, np.float64)
-        row = '<tr tabindex="0">'
-        places = (
-            f"{_text(ras, decimals)}<br><i>{_text(ras * (-1, -1, 1), decimals)}</i>",
-            f"{mark.uncertainty_mm:.{decimals}f}",
-        )
+        row, place = '<tr tabindex="0">', place_cell(np.asarray(mark.position_mm, np.float64), decimals)
+        uncertainty = f"{mark.uncertainty_mm:.{decimals}f}"
     status = mark.status.split()[0]
     return (
         f'{row}<td>{html.escape(mark.label)}</td><td class="{html.escape(status)}">{html.escape(mark.status)}</td>'
-        f"<td>{places[0]}</td><td>{places[1]}</td><td>{mark.presence:.2f}</td><td>{mark.steps}</td></tr>"
+        f"{place}<td>{uncertainty}</td><td>{mark.presence:.2f}</td><td>{mark.steps}</td></tr>"
     )
 
 
 def _text(point: np.ndarray, decimals: int) -> str:
     return ", ".join(f"{value + 0.0:.{decimals}f}" for value in np.round(point, decimals))
-
-
-def _numbers(point: Any) -> list[float]:
-    return [round(float(value), 4) for value in point]
 
 
 def _thin_path(path_mm: np.ndarray) -> list[list[float]]:
@@ -126,7 +178,7 @@ def _thin_path(path_mm: np.ndarray) -> list[list[float]]:
     path = path[np.isfinite(path).all(1)]
     path = path[:1] if len(path) < 2 else path[np.r_[True, (np.diff(path, axis=0) != 0).any(1)]]
     kept = np.unique(np.linspace(0, len(path) - 1, min(len(path), LONGEST_PATH)).round().astype(int))
-    return [_numbers(point) for point in path[kept]]
+    return [rounded(point) for point in path[kept]]
 
 
 def _nifti(volume: Tensor, ras_from_voxel: np.ndarray, window: tuple[float, float]) -> bytes:
@@ -139,3 +191,7 @@ def _nifti(volume: Tensor, ras_from_voxel: np.ndarray, window: tuple[float, floa
     nifti.header.set_xyzt_units("mm")
     nifti.header.set_slope_inter(slope, low)
     return gzip.compress(nifti.to_bytes(), 6, mtime=0)
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

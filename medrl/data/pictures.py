@@ -45,7 +45,7 @@ def draw_landmarks(
 
     Raises InputError for a wrong shape or matrix, or if matplotlib is not installed.
     """
-    _save(path, landmark_figure(image, ras_from_voxel, landmarks, truth=truth, title=title, window=window))
+    save_figure(path, landmark_figure(image, ras_from_voxel, landmarks, truth=truth, title=title, window=window))
 
 
 def draw_curve(
@@ -57,7 +57,7 @@ def draw_curve(
     """
     if not any(len(points) for points in series.values()):
         raise InputError("no points to draw: pass series={name: [(x, y), ...]} with at least one point")
-    figure = _new_figure(7.0, 4.2, dpi=150, layout="constrained")
+    figure = new_figure(7.0, 4.2, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     handles = [
         axes.plot(*zip(*points, strict=True), lw=1.8, marker="o" if len(points) < 30 else "", ms=3.5)[0]
@@ -74,7 +74,7 @@ def draw_curve(
         names = [name for name, points in series.items() if len(points)]
         for text in axes.legend(handles, names, frameon=False).get_texts():
             text.set_parse_math(False)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def landmark_figure(
@@ -102,7 +102,7 @@ def landmark_figure(
     lines = [line for note in notes for line in textwrap.wrap(note, int(13 * width))]
     top, bottom = (0.45 if title else 0.1), 0.5 + 0.16 * len(lines)
     height = top + math.ceil(len(shown) / columns) * row + bottom
-    figure = _new_figure(width, height, dpi=100)
+    figure = new_figure(width, height, dpi=100)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:  # inches from the upper left corner
         figure.text(x / width, 1 - y / height, text, va="top", parse_math=False, **style)
@@ -157,16 +157,22 @@ def _mark_panel(axes: Any, plane: tuple, mark: Landmark, target: np.ndarray | No
     axes.plot(*centre, "o", mfc="none", mec=POINT, mew=size / 4, ms=size)
     if target is not None:
         axes.plot(target[across], target[up], "x", color=TRUTH, mew=size / 4, ms=size)
-    style = {"color": "w", "transform": axes.transAxes, "bbox": {"fc": "black", "alpha": 0.5, "pad": 0.8, "lw": 0}}
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
-              (0.5, 0.97, "center", "top"), (0.5, 0.03, "center", "baseline"))  # fmt: skip
-    for letter, (x, y, ha, va) in zip(letters, places, strict=True):  # below the marks, which matter more
-        axes.text(x, y, letter, ha=ha, va=va, fontsize=8, weight="bold", zorder=1.5, **style)
+    style = letter_panel(axes, letters)
     if (across, up) == (0, 1):  # all panels of a page have one scale
         quarter = (right - left) / 4
         bar = max(n * 10.0**k for k in range(-3, 4) for n in (1, 2, 5) if n * 10.0**k <= quarter)
         axes.plot([0.04, 0.04 + bar / (right - left)], [0.04, 0.04], "w-", lw=2, transform=axes.transAxes)
         axes.text(0.04, 0.07, f"{bar:g} mm", fontsize=6, **style)
+
+
+def letter_panel(axes: Any, letters: str) -> dict[str, Any]:
+    """Write the letters at the left, right, top and bottom of a panel; returns the style of such text."""
+    style = {"color": "w", "transform": axes.transAxes, "bbox": {"fc": "black", "alpha": 0.5, "pad": 0.8, "lw": 0}}
+    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
+              (0.5, 0.97, "center", "top"), (0.5, 0.03, "center", "baseline"))  # fmt: skip
+    for letter, (x, y, ha, va) in zip(letters, places, strict=True):  # below the marks, which matter more
+        axes.text(x, y, letter, ha=ha, va=va, fontsize=8, weight="bold", zorder=1.5, **style)
+    return style
 
 
 def _add_legend(figure: Any, corner: tuple[float, float], with_truth: bool) -> None:
@@ -183,7 +189,8 @@ def _add_legend(figure: Any, corner: tuple[float, float], with_truth: bool) -> N
     figure.legend(handles=handles[: 5 if with_truth else 4], loc="upper left", bbox_to_anchor=corner, **style)
 
 
-def _new_figure(width: float, height: float, **style: Any) -> Any:  # inches; Agg, without pyplot's global state
+def new_figure(width: float, height: float, **style: Any) -> Any:
+    """Make a figure of a size in inches, without pyplot's global state; InputError without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -194,6 +201,7 @@ def _new_figure(width: float, height: float, **style: Any) -> Any:  # inches; Ag
     return figure
 
 
-def _save(path: str | Path, figure: Any) -> None:
+def save_figure(path: str | Path, figure: Any) -> None:
+    """Write a figure as a PNG, whole."""
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=figure.dpi)

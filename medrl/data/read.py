@@ -23,12 +23,13 @@ ORTHONORMAL_TOLERANCE = 1e-3  # radians: 0.2 mm over 200 mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_image(path: Path | str, *, policy: Policy = "refuse") -> MetaTensor:
+def read_image(path: Path | str, *, policy: Policy = "refuse", one_slice: bool = False) -> MetaTensor:
     """Read one volume.
 
     Args:
         path: a NIfTI, NRRD or MetaImage file, or a folder with one DICOM series.
         policy: ``refuse`` a series with uneven or tilted slices, or ``resample`` it to a regular grid.
+        one_slice: read a file of one slice too, (X, Y) as (X, Y, 1).
 
     Returns:
         (1, X, Y, Z) float32; ``affine`` is ras_from_voxel (float64, mm), ``meta`` holds geometry and file name only.
@@ -37,7 +38,7 @@ def read_image(path: Path | str, *, policy: Policy = "refuse") -> MetaTensor:
         InputError: missing or corrupt file, not one 3D volume, sheared or singular affine, NaN, or a constant image.
     """
     name = Path(path).name
-    image = _load(Path(path), np.float32, policy)
+    image = _load(Path(path), np.float32, policy, one_slice)
     if not bool(image.isfinite().all()):
         raise InputError(f"{name}: holds NaN or infinite values; expected finite intensities, repair the image")
     if bool(image.min() == image.max()):
@@ -45,14 +46,14 @@ def read_image(path: Path | str, *, policy: Policy = "refuse") -> MetaTensor:
     return image
 
 
-def read_label_map(path: Path | str) -> MetaTensor:
+def read_label_map(path: Path | str, *, one_slice: bool = False) -> MetaTensor:
     """Read one label map, (1, X, Y, Z) int32 with ``affine`` = ras_from_voxel; checks as in `read_image`.
 
     Raises:
         InputError: as `read_image` (a constant label is fine), values that are not whole numbers, or no label at all.
     """
     name = Path(path).name
-    labels = _load(Path(path), np.float64)
+    labels = _load(Path(path), np.float64, one_slice=one_slice)
     if not bool(labels.isfinite().all()) or bool((labels != labels.round()).any()):
         raise InputError(f"{name}: holds values that are not whole numbers; expected a label map, not an image")
     if not bool(labels.any()):
@@ -101,7 +102,7 @@ def find_cases(folder: Path | str) -> dict[str, Path]:
     return dict(sorted(cases.items()))
 
 
-def _load(path: Path, dtype: type[np.number], policy: Policy = "refuse") -> MetaTensor:
+def _load(path: Path, dtype: type[np.number], policy: Policy = "refuse", one_slice: bool = False) -> MetaTensor:
     if not path.exists():
         raise InputError(f"{path.name}: no such file or folder")
     if path.is_dir():
@@ -112,7 +113,7 @@ def _load(path: Path, dtype: type[np.number], policy: Policy = "refuse") -> Meta
         array, ras_from_voxel = _read_with_simpleitk(path)
     else:
         raise InputError(f"{path.name}: not an image file; expected one of {' '.join(IMAGE_SUFFIXES)}")
-    array, ras_from_voxel = _as_volume(array, path.name), _check_affine(ras_from_voxel, path.name)
+    array, ras_from_voxel = _as_volume(array, path.name, one_slice), _check_affine(ras_from_voxel, path.name)
     meta = {
         "filename_or_obj": str(path),
         "original_affine": torch.as_tensor(ras_from_voxel).clone(),
@@ -158,11 +159,13 @@ def _read_with_simpleitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return SimpleITK.GetArrayFromImage(image).T, LPS_TO_RAS @ lps_from_voxel
 
 
-def _as_volume(array: np.ndarray, name: str) -> np.ndarray:
-    """Drop trailing axes of length 1 behind the third; anything else that is not 3D is refused."""
+def _as_volume(array: np.ndarray, name: str, one_slice: bool) -> np.ndarray:
+    """Drop trailing axes of length 1 behind the third; anything else that is not 3D, or one slice, is refused."""
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.ndim != 3 or min(array.shape) < 2:
+    if one_slice and array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or sorted(array.shape)[one_slice] < 2 or array.size == 0:
         size = " x ".join(map(str, array.shape))
         raise InputError(f"{name}: has size {size}; expected one 3D volume, split or stack the images first")
     return array

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,19 +40,27 @@ def whole_file(path: Path | str) -> Iterator[Path]:
 
 def write_markups(path: Path | str, landmarks: Sequence[Landmark]) -> None:
     """Write a Slicer Markups file (.mrk.json, LPS mm), one control point a landmark; a missing one has no position."""
-    points = []
-    for number, landmark in enumerate(landmarks, start=1):
-        point = {"id": str(number), "label": landmark.label, "description": _describe(landmark)}
-        if landmark.status != MISSING:
-            point["position"] = _lps(landmark.position_mm)
+    write_points(
+        path,
+        [(mark.label, _describe(mark), None if mark.status == MISSING else mark.position_mm) for mark in landmarks],
+    )
+
+
+def write_points(path: Path | str, points: Iterable[tuple[str, str, Sequence[float] | np.ndarray | None]]) -> None:
+    """Write (label, description, RAS mm or None where missing) as a Slicer Markups file (.mrk.json, LPS mm)."""
+    controls = []
+    for number, (label, description, position_mm) in enumerate(points, start=1):
+        point: dict[str, Any] = {"id": str(number), "label": label, "description": description}
+        if position_mm is not None:
+            point["position"] = _lps(position_mm)
         point |= {
             "selected": True,
             "locked": False,
             "visibility": True,
-            "positionStatus": "missing" if landmark.status == MISSING else "defined",
+            "positionStatus": "missing" if position_mm is None else "defined",
         }
-        points.append(point)
-    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": points}
+        controls.append(point)
+    markup = {"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": controls}
     write_json(path, {"@schema": MARKUPS_SCHEMA, "markups": [markup]})
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from medrl.data.dataset import SECTIONS, dataset_labels, read_dataset
 from medrl.data.landmarks import read_landmarks
+from medrl.data.masks import read_mask_cases
 from medrl.data.preparation import run_script
 from medrl.data.write import write_image, write_markups, write_truth_csv
 from medrl.types import InputError, Landmark
@@ -240,3 +241,108 @@ def test_subjects_are_never_divided(tmp_path, draw_case):
     assert {section: len(people) for section, people in parts.items()} == {"training": 3, "validation": 1, "test": 2}
     assert not parts["training"] & parts["test"]
     assert not parts["validation"] & (parts["training"] | parts["test"])
+
+
+def masks_of(output):
+    sections = json.loads((output / "dataset.json").read_text())
+    return {
+        case.name: (section, case)
+        for section in SECTIONS
+        if sections[section]
+        for case in read_mask_cases(output, section)
+    }
+
+
+SPLIT = ["--validation", "0.25", "--test", "0.25"]
+
+
+def test_make_lesions(load_script, tmp_path):
+    script = load_script("make_phantoms")
+    options = ["--output", str(tmp_path), "--count", "4", "--size", "12"]
+    path = script.main([*options, "--answer", "mask", "--modality", "both"])
+    assert path == tmp_path / "dataset.json"
+    assert sorted(section for section, _ in masks_of(tmp_path).values()) == [
+        "test",
+        "training",
+        "training",
+        "validation",
+    ]
+    with pytest.raises(InputError, match="--modality both"):
+        script.main([*options, "--modality", "both"])
+
+
+@pytest.mark.parametrize("layout", ["Tr", ""])
+@pytest.mark.parametrize("kind", ["hippocampus", "flat"])
+def test_masks_of_flat_sets(load_script, tmp_path, draw_case, layout, kind):
+    for number in range(6):
+        image, labels, affine = draw_case(number, (1, 2))
+        write_image(tmp_path / "in" / f"images{layout}" / f"case_{number}.nii.gz", image, affine)
+        write_image(tmp_path / "in" / f"labels{layout}" / f"case_{number}.nii.gz", labels, affine)
+    run(load_script("prepare_masks"), tmp_path / "in", tmp_path / "out", "--set", kind, *SPLIT)
+    cases = masks_of(tmp_path / "out")
+    assert len(cases) == 6
+    assert {section for section, _ in cases.values()} == set(SECTIONS)
+    for name, (_, case) in cases.items():
+        image, labels, affine = draw_case(int(name[-1]), (1, 2))
+        np.testing.assert_array_equal(case.image[0].numpy(), image)
+        np.testing.assert_array_equal(case.mask[0].numpy(), labels > 0)
+        np.testing.assert_allclose(case.image.affine, affine, atol=1e-4)
+
+
+def test_masks_of_patients_stay_together_over_modalities(load_script, tmp_path, draw_case):
+    script = load_script("prepare_masks")
+    for number in range(12):
+        for image_name, label_name in (("CT", "CT_mask"), ("MR_T1", "MR_T1_mask"), ("FLAIR", "seg")):
+            image, labels, affine = draw_case(number, (1, 4))
+            write_image(tmp_path / "in" / f"P{number}" / f"{image_name}.nii.gz", image, affine)
+            write_image(tmp_path / "in" / f"P{number}" / f"{label_name}.nii.gz", labels, affine)
+    (tmp_path / "in" / "P2" / "MR_T1.nii.gz").unlink()  # one modality is missing: the others keep their sections
+    sections = {}
+    for kind, ending in (("sarcoma_ct", "CT"), ("sarcoma_mr", "MR_T1"), ("brats", "FLAIR")):
+        run(script, tmp_path / "in", tmp_path / kind, "--set", kind, *SPLIT)
+        cases = masks_of(tmp_path / kind)
+        assert {f"{case.subject}_{ending}" for _, case in cases.values()} == set(cases)
+        sections[kind] = {case.subject: section for section, case in cases.values()}
+    assert len(sections["sarcoma_mr"]) == 11
+    assert sections["sarcoma_ct"] == sections["brats"]
+    assert sections["sarcoma_mr"].items() <= sections["sarcoma_ct"].items()
+
+
+def test_masks_are_cropped_on_request(load_script, tmp_path, draw_case):
+    for number in range(3):
+        image, labels, affine = draw_case(number, (1, 0))
+        write_image(tmp_path / "in" / "images" / f"{number}.nrrd", image, affine)
+        write_image(tmp_path / "in" / "labels" / f"{number}.nii.gz", labels, affine)
+    run(load_script("prepare_masks"), tmp_path / "in", tmp_path / "out", "--set", "flat", "--crop-mm", "1", *SPLIT)
+    for name, (_, case) in masks_of(tmp_path / "out").items():
+        _, labels, affine = draw_case(int(name), (1, 0))
+        assert case.image.shape == (1, 5, 5, 5)
+        centre = case.mask[0].nonzero().double().mean(0)
+        place = case.mask.affine[:3, :3] @ centre + case.mask.affine[:3, 3]
+        np.testing.assert_allclose(place, at(affine, FIRST), atol=1e-3)
+
+
+def test_mask_faults_are_named(load_script, tmp_path, draw_case):
+    script = load_script("prepare_masks")
+    image, labels, affine = draw_case(0, (1, 2))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match="in: no image found"):
+        run(script, tmp_path / "in", tmp_path / "out", "--set", "brats")
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "in" / name / "FLAIR.nii.gz", image, affine)
+        write_image(tmp_path / "in" / name / "seg.nii.gz", labels, affine)
+    write_image(tmp_path / "in" / "b" / "seg.nii.gz", labels[:-1], affine)
+    with pytest.raises(InputError, match=r"seg\.nii\.gz: has 11 x 10 x 9 voxels and its image 12 x 10 x 9"):
+        run(script, tmp_path / "in", tmp_path / "out", "--set", "brats", *SPLIT)
+    (tmp_path / "in" / "b" / "seg.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"FLAIR\.nii\.gz of b: has no mask"):
+        run(script, tmp_path / "in", tmp_path / "out", "--set", "brats", *SPLIT)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+def test_masks_of_the_real_sets_are_found(load_script, tmp_path, real_data):
+    script = load_script("prepare_masks")
+    for kind, folder, count in (("brats", "mri_brats2013", 4), ("sarcoma_ct", "ctmr_sts", 36)):
+        pairs = script.find_pairs(real_data / folder, kind)
+        assert len(pairs) == count
+        assert all(files.label.is_file() for files in pairs.values())
