@@ -36,6 +36,8 @@ class Replay:
     A transition is drawn only if its window of n steps is written to the end, or is cut short by the end of its
     episode, whose true successor is kept.  Until then it waits with priority 0, as do inactive rows and discarded
     cases for ever.  So no window crosses the write head: it holds only steps that are newer than its first.
+
+    Of a successor the fields that ``task.derived`` names are not stored: ``task.complete(state)`` computes them again.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Replay:
         self.task, self.num_envs, self.n, self.gamma = task, num_envs, n, gamma
         self.alpha, self.beta = alpha, beta
         self.every_head = every_head and hasattr(task, "each_head")
+        self.derived = tuple(getattr(task, "derived", ()))
         self.length = max(n + 1, capacity // num_envs)  # time steps
         self.device = torch.device(getattr(task.cases, "device", "cpu"))
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -65,7 +68,9 @@ class Replay:
         self, state: Any, action: Tensor, next_state: Any, terminated: Tensor, ended: Tensor, active: Tensor
     ) -> None:
         """Store one time step of all rows; ``ended`` is terminated or truncated, inactive rows are never drawn."""
-        values = {f"state.{n}": v for n, v in enumerate(state)} | {f"next.{n}": v for n, v in enumerate(next_state)}
+        values = {f"state.{n}": v for n, v in enumerate(state)}
+        fields = zip(type(next_state)._fields, next_state, strict=True)
+        values |= {f"next.{n}": v for n, (name, v) in enumerate(fields) if name not in self.derived}
         values |= {"action": action.to(torch.int16), "terminated": terminated, "ended": ended}
         if not self.store:
             self.state_type = type(state)
@@ -170,8 +175,9 @@ class Replay:
         return self.task.reward(state, action.repeat_interleave(heads), next_state).reshape(len(action), heads)
 
     def _state(self, part: str, time: Tensor, row: Tensor) -> Any:
-        count = len(self.state_type._fields)
-        return self.state_type(*(self.store[f"{part}.{n}"][time, row] for n in range(count)))
+        keys = [f"{part}.{n}" for n in range(len(self.state_type._fields))]
+        state = self.state_type(*(self.store[key][time, row] if key in self.store else None for key in keys))
+        return self.task.complete(state) if part == "next" and self.derived else state
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Indices (B,) by priority, one from each of B equal shares of the total, and importance weights (B,)."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from probes import small_landmark_task
+from probes import small_landmark_task, small_seeding_task
 
 from medrl.agents.base import Agent
 from medrl.agents.cloning import Cloning
@@ -55,6 +55,11 @@ TASKS: dict[str, list[Callable[[], Task]]] = {
         small_landmark_task,
         lambda: small_landmark_task(settle=False, max_steps=40),
         lambda: small_landmark_task(observation="frames", frames=3),
+    ],
+    "SeedingTask": [
+        small_seeding_task,
+        lambda: small_seeding_task(stop=False, sharpness=10.0, gains_stride=2),
+        lambda: small_seeding_task(shape=(9, 8, 10), random_start=3),
     ],
 }
 AGENTS: dict[str, Callable[[], Training]] = {"DQN": dqn, "Cloning": cloning}

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medrl.data.cases import Cases
+from medrl.data.seed_cases import SeedCases
 from medrl.geometry.patches import Pyramid
 from medrl.tasks.base import Task
 from medrl.tasks.landmark import LandmarkTask
+from medrl.tasks.seeding import SeedingTask
 
 
 def smooth_volume(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -45,6 +47,29 @@ def small_landmark_task(**options: Any) -> LandmarkTask:
     device = options.pop("device", "cpu")
     options = {"size": 5, "step_mm": (4.0, 2.0), "max_steps": 12} | options
     return LandmarkTask(small_cases(strides=strides).to(device), **options)
+
+
+def small_seed_cases(count: int = 3, *, shape: tuple[int, ...] = (18, 15), cells: int = 4, seed: int = 0) -> SeedCases:
+    """A bright, noisy ellipse in every image, two pairs of clicks each, on cells of about 4 voxels."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    images, truths, clicks = [], [], []
+    for _ in range(count):
+        centre = [n / 2 + 2 * float(torch.rand(1, generator=generator)) - 1 for n in shape]
+        radius = [n * (0.2 + 0.1 * float(torch.rand(1, generator=generator))) for n in shape]
+        truth = sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radius, strict=True)) < 1
+        image = 90 + 60 * truth + 20 * torch.randn(shape, generator=generator)
+        images.append(image.clamp(1, 255).to(torch.uint8))
+        truths.append(truth)
+        inside, outside = truth.flatten().nonzero()[:, 0], (~truth).flatten().nonzero()[:, 0]
+        clicks.append(torch.stack([inside[[2, -2]], outside[[1, -2]]], 1))
+    grid = [max(2, n // cells) for n in shape]
+    return SeedCases(torch.stack(images), torch.stack(truths), torch.stack(clicks), grid=grid)
+
+
+def small_seeding_task(*, shape: tuple[int, ...] = (18, 15), device: str = "cpu", **options: Any) -> SeedingTask:
+    """A seeding task on `small_seed_cases`."""
+    return SeedingTask(small_seed_cases(shape=shape).to(device), **({"max_steps": 6} | options))
 
 
 class ProbeState(NamedTuple):

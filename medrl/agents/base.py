@@ -50,7 +50,7 @@ def image_of(observation: Any) -> Tensor:
 def every_value(network: nn.Module, output: Tensor, observation: Any) -> Tensor:
     """Action values (B, H, A) of all heads at the rows' own scales."""
     if hasattr(network, "action_values"):
-        return network.action_values(output, observation["scale"])
+        return network.action_values(output, observation["scale"] if isinstance(observation, dict) else None)
     return output if output.ndim == 3 else output[:, None]
 
 

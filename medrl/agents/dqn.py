@@ -62,7 +62,8 @@ class DQN(Agent):
 
     The network that chooses (in the environment, and the next action of a double-Q target) is the weight average.
     Values are kept in units of the row's own step (``task.step_length``), so that coarse and fine scales learn
-    alike.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
+    alike.  ``temperature`` above 0 makes exploring rows draw from the softmax of values over it (Boltzmann) instead of
+    evenly, for tasks with many senseless actions.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
     are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.  ``train_only`` names the
     parameters that learn (a prefix such as "value_head"); the others, and batch statistics, stay as they are.
     A network with ``quantiles`` learns the distribution of its returns.
@@ -71,7 +72,8 @@ class DQN(Agent):
     def __init__(
         self, network: nn.Module, *, replay: Replay, batch_size: int = 64, learning_rate: float = 5e-4,
         updates: int = 10_000, weight_decay: float = 0.05, double: bool = True, target_half_life: float = 200.0,
-        epsilon: tuple[float, float] = (0.5, 0.05), explore_updates: int = 5_000, warm_up: int = 2_000,
+        epsilon: tuple[float, float] = (0.5, 0.05), explore_updates: int = 5_000, temperature: float = 0.0,
+        warm_up: int = 2_000,
         near_mm: float = 3.0, supervision: Callable | None = None, imitation: float = 0.0, average: float = 300.0,
         train_only: str = "", bf16: bool = True, clip: float = 5.0, seed: int = 0,
     ) -> None:  # fmt: skip
@@ -86,6 +88,7 @@ class DQN(Agent):
         self.learning_rate, self.updates, self.clip, self.bf16 = learning_rate, updates, clip, bf16
         self.follow_target, self.keep = 0.5 ** (1 / target_half_life), 0.5 ** (1 / average)
         self.epsilon_range, self.explore_updates, self.warm_up = epsilon, explore_updates, warm_up
+        self.temperature = temperature
         self.near_mm, self.supervision, self.imitation = near_mm, supervision, imitation
         self.device = replay.device
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -114,10 +117,17 @@ class DQN(Agent):
         values = own_value(every_value(network, output, observation), observation)
         action = values.argmax(-1)
         if explore:
-            random = torch.randint(values.shape[-1], action.shape, generator=self.generator, device=self.device)
+            random = self._random_action(values)
             chance = torch.rand(action.shape, generator=self.generator, device=self.device)
             action = torch.where(chance < self.epsilon, random, action)
         return Decision(action, memory, values.amax(-1))
+
+    def _random_action(self, values: Tensor) -> Tensor:
+        """Actions (B,) drawn evenly, or from the softmax of values (B, A) over the temperature (by Gumbel noise)."""
+        if self.temperature <= 0:
+            return torch.randint(values.shape[-1], values.shape[:1], generator=self.generator, device=self.device)
+        noise = torch.rand(values.shape, generator=self.generator, device=self.device).clamp(min=1e-20)
+        return (values - self.temperature * (-noise.log()).log()).argmax(-1)
 
     def record(self, state: Any, action: Tensor, step: Any) -> None:
         """Store the transitions of one environment step."""

@@ -7,6 +7,25 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medrl.networks.concentric import Heads
+from medrl.networks.seednet import SeedHeads
+
+
+class MaskSupervision:
+    """Loss of the segmentation head (cross-entropy and soft Dice) and of the mask's estimated IoU (cross-entropy)."""
+
+    def __init__(self, *, mask: float = 1.0, quality: float = 0.2) -> None:
+        self.mask, self.quality = mask, quality
+
+    def __call__(
+        self, heads: SeedHeads, targets: dict[str, Tensor], place_loss: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; ``targets`` come from ``SeedingTask.targets``."""
+        truth = targets["mask"].float()
+        chance = heads.mask_logits.sigmoid()
+        dice = 1 - (2 * (chance * truth).sum(1) + 1) / ((chance + truth).sum(1) + 1)
+        mask = (binary_cross_entropy_with_logits(heads.mask_logits, truth) + dice.mean())
+        quality = binary_cross_entropy_with_logits(heads.quality, targets["quality"])
+        return self.mask * mask + self.quality * quality, {"mask": mask.detach(), "quality": quality.detach()}
 
 
 class OffsetSupervision:
@@ -46,5 +65,7 @@ class OffsetSupervision:
 
 def near_weight(targets: dict[str, Tensor], near_mm: float, power: float = 1.0) -> Tensor:
     """Weight (B, L), summing to 1, of each landmark's loss: crops far from a landmark teach its head less."""
-    weight = targets["known"].float() * (near_mm / (near_mm + targets["offset_mm"].norm(dim=-1))) ** power
+    weight = targets["known"].float()
+    if "offset_mm" in targets:
+        weight = weight * (near_mm / (near_mm + targets["offset_mm"].norm(dim=-1))) ** power
     return weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

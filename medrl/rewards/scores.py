@@ -95,6 +95,24 @@ class SquaredGain(Shape):
         return gain / _step_length(task, state) ** 2
 
 
+class Score(Shape):
+    """The score itself, at every step."""
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        return task.score(next_state)
+
+
+class Progress(Shape):
+    """The gain of the score; what is lost again counts ``1 + overshoot`` times, so that it pays to stop at the peak."""
+
+    def __init__(self, overshoot: float = 1.0) -> None:
+        self.overshoot = overshoot
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        gain = task.score(next_state) - task.score(state)
+        return gain + self.overshoot * gain.clamp(max=0)
+
+
 class Sign(Shape):
     """The sign of another reward [Caicedo and Lazebnik 2015]."""
 
