@@ -11,13 +11,18 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from monai.data import MetaTensor
 from torch import Tensor
 
 from medrl.data.cases import Cases, Source
+from medrl.data.lesions import lesion
+from medrl.data.masks import MaskCase
 from medrl.data.phantoms import LABELS, phantom
+from medrl.data.seed_pool import fixed_cases
 from medrl.environment import Environment
 from medrl.tasks.base import Task
 from medrl.tasks.landmark import LandmarkTask
+from medrl.tasks.seeding import SeedingTask
 from medrl.types import Step, rows, where
 
 
@@ -201,22 +206,52 @@ def phantom_task(*, patients: int = 4, seed: int = 0, spacing_mm: float = 4.0, *
     return LandmarkTask(cases, **{"step_mm": (4 * spacing_mm, 2 * spacing_mm, spacing_mm)} | options)
 
 
-def planes(volume: np.ndarray, trail: np.ndarray | None = None, *, enlarge: int = 8) -> np.ndarray:
-    """The three middle planes of a crop (n, n, n) uint8 side by side, RGB, with a trail (T, 3) of voxels in red.
+def seeding(task: Task | None = None, *, render_mode: str | None = None, **options: Any) -> SingleEnv:
+    """Entry point of ``gymnasium.make("medrl/Seeding-v0")``; without a task, ``options`` go to `phantom_seeding`."""
+    return SingleEnv(phantom_seeding(**options) if task is None else task, render_mode=render_mode)
 
-    The trail counts from the middle voxel.  The planes are seen along the first, second and third axis, the later of
-    the two remaining axes upwards.
+
+def seeding_vector(
+    task: Task | None = None, *, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    tensors: str = "numpy", **options: Any,
+) -> VectorEnv:  # fmt: skip
+    """Entry point of ``gymnasium.make_vec("medrl/Seeding-v0")``; as `seeding`."""
+    task = phantom_seeding(**options) if task is None else task
+    return VectorEnv(task, num_envs=num_envs, autoreset_mode=autoreset_mode, tensors=tensors)
+
+
+def phantom_seeding(
+    *, patients: int = 4, seed: int = 0, shape: tuple[int, ...] = (84, 84), grid: tuple[int, ...] = (20, 20),
+    **options: Any,
+) -> SeedingTask:  # fmt: skip
+    """A seeding task on synthetic lesions in CT; ``options`` go to `SeedingTask`."""
+    generator = np.random.default_rng(seed)
+    cases = []
+    for number in range(patients):
+        volume, ras_from_voxel, mask = lesion(generator, affine="random")
+        image, truth = (MetaTensor(torch.from_numpy(x)[None], affine=ras_from_voxel) for x in (volume, mask))
+        cases.append(MaskCase(f"phantom_{number}", f"phantom_{number}", image.float(), truth))
+    return SeedingTask(fixed_cases(cases, shape=shape, grid=grid, seed=seed), **options)
+
+
+def planes(volume: np.ndarray, trail: np.ndarray | None = None, *, enlarge: int = 8) -> np.ndarray:
+    """The three middle planes of a crop (X, Y, Z) uint8 side by side, RGB, with a trail (T, 3) of voxels in red.
+
+    The trail counts from the middle voxel of a cube.  The planes are seen along the first, second and third axis, the
+    later of the two remaining axes upwards; a slice (X, Y) is one picture.
     """
     middle = volume.shape[0] // 2
     pictures = []
-    for axis in range(3):
-        picture = np.repeat(volume.take(middle, axis)[..., None], 3, -1)
+    for axis in range(volume.ndim if volume.ndim == 3 else 1):
+        plane = volume.take(volume.shape[axis] // 2, axis) if volume.ndim == 3 else volume
+        picture = np.repeat(plane[..., None], 3, -1)
         if trail is not None:
             spots = np.delete(np.round(trail).astype(int) + middle, axis, 1)
             spots = spots[((spots >= 0) & (spots < volume.shape[0])).all(1)]
             picture[spots[:, 0], spots[:, 1]] = (255, 0, 0)
         pictures.append(picture.swapaxes(0, 1)[::-1].repeat(enlarge, 0).repeat(enlarge, 1))
-    return np.concatenate(pictures, 1)
+    height = max(len(picture) for picture in pictures)
+    return np.concatenate([np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in pictures], 1)
 
 
 def _seed(generator: np.random.Generator) -> int:
