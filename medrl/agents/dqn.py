@@ -62,11 +62,12 @@ class DQN(Agent):
 
     The network that chooses (in the environment, and the next action of a double-Q target) is the weight average.
     Values are kept in units of the row's own step (``task.step_length``), so that coarse and fine scales learn
-    alike.  ``temperature`` above 0 makes exploring rows draw from the softmax of values over it (Boltzmann) instead of
-    evenly, for tasks with many senseless actions.  ``supervision`` (offset, spread, presence) and ``imitation`` (a weight of the oracle's one-step ranking)
-    are added on the same crops.  ``epsilon`` falls linearly over ``explore_updates``.  ``train_only`` names the
-    parameters that learn (a prefix such as "value_head"); the others, and batch statistics, stay as they are.
-    A network with ``quantiles`` learns the distribution of its returns.
+    alike.  ``epsilon`` falls linearly over ``explore_updates``; ``temperature`` above 0 makes exploring rows draw from
+    the softmax of values over it (Boltzmann) instead of evenly, for tasks with many senseless actions.
+    ``supervision`` (offset, spread, presence; a mask) and ``imitation`` (a weight of the oracle's one-step ranking)
+    are added on the same observations.  ``train_only`` names the parameters that learn (a prefix such as
+    "value_head"); the others, and batch statistics, stay as they are.  A network with ``quantiles`` learns the
+    distribution of its returns.
     """
 
     def __init__(

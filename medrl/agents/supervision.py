@@ -23,7 +23,7 @@ class MaskSupervision:
         truth = targets["mask"].float()
         chance = heads.mask_logits.sigmoid()
         dice = 1 - (2 * (chance * truth).sum(1) + 1) / ((chance + truth).sum(1) + 1)
-        mask = (binary_cross_entropy_with_logits(heads.mask_logits, truth) + dice.mean())
+        mask = binary_cross_entropy_with_logits(heads.mask_logits, truth) + dice.mean()
         quality = binary_cross_entropy_with_logits(heads.quality, targets["quality"])
         return self.mask * mask + self.quality * quality, {"mask": mask.detach(), "quality": quality.detach()}
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from torch.nn.functional import max_pool2d, max_pool3d
+from torch.nn.functional import max_pool2d, max_pool3d, pad
 
 from medrl.data.seed_cases import SeedCases, count_bits, pack, unpack
 from medrl.rewards.scores import Gain
@@ -23,7 +22,9 @@ class SeedingState(NamedTuple):
     """B sessions; 4 + 2 K bytes a row and the packed mask."""
 
     case: Tensor  # (B,) int16
-    seeds: Tensor  # (B, K) int16: column + 1 of a foreground seed, minus that of a background seed, 0 none; user's first
+    seeds: (
+        Tensor  # (B, K) int16: column + 1 of a foreground seed, minus that of a background seed, 0 none; user's first
+    )
     stopped: Tensor  # (B,) bool
     mask: Tensor  # (B, ceil(V / 8)) uint8: the random walker's mask, bit-packed
 
@@ -150,7 +151,6 @@ class SeedingTask(Task):
 
     def potential(self, state: SeedingState) -> Tensor:
         """The random walker's probability (B, V) of foreground."""
-        case = state.case.long()
         response, system, value, _ = self._system(state)
         solution = torch.linalg.solve_ex(system, value[..., None])[0][..., 0]  # never synchronises
         return torch.einsum("bk,bkv->bv", solution[:, :-1].float(), response).add(solution[:, -1:].float()).clamp(0, 1)
@@ -184,7 +184,7 @@ class SeedingTask(Task):
             iou.append(self._iou(after, truth[:, None]))
         present = self._iou(u, truth)
         gain = torch.cat(iou, 1) - present[:, None]
-        taken = self._taken(state)
+        taken = self.taken(state)
         gain = torch.where(torch.cat([taken, taken], 1), 0.0, gain)
         return torch.cat([gain, torch.zeros_like(gain[:, : int(self.stop)])], 1), present
 
@@ -206,7 +206,7 @@ class SeedingTask(Task):
         return empty.scatter_add(1, node, (state.seeds.sign() == sign).to(torch.int8)) > 0
 
     def _system(self, state: SeedingState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Responses (B, k, V), the bordered system (B, k + 1, k + 1), its right side (B, k + 1), seeds in use (B, k)."""
+        """Responses (B, k, V), bordered system (B, k + 1, k + 1), its right side (B, k + 1), seeds in use (B, k)."""
         case, column = state.case.long(), (state.seeds.abs().long() - 1).clamp(min=0)
         used = (state.seeds != 0) & ~_repeated(self.cases.node[case[:, None], column], state.seeds != 0)
         response, among = self.cases.columns(case, column)
@@ -214,7 +214,9 @@ class SeedingTask(Task):
         identity = torch.eye(used.shape[1], dtype=torch.float64, device=case.device)
         system = torch.where(both, among, identity)
         border = used.double()
-        system = torch.cat([torch.cat([system, border[:, :, None]], 2), torch.nn.functional.pad(border, (0, 1))[:, None]], 1)
+        system = torch.cat(
+            [torch.cat([system, border[:, :, None]], 2), torch.nn.functional.pad(border, (0, 1))[:, None]], 1
+        )
         value = torch.nn.functional.pad((used & (state.seeds > 0)).double(), (0, 1))
         return response * used[..., None], system, value, used
 
@@ -241,7 +243,7 @@ class SeedingTask(Task):
         place = torch.where(wrong, 2, weak.long())
         return torch.where(action == 2 * self.count, 0, place)
 
-    def _taken(self, state: SeedingState) -> Tensor:
+    def taken(self, state: SeedingState) -> Tensor:
         """Cells (B, C) that hold a seed."""
         column = state.seeds.abs().long()
         taken = torch.zeros((len(column), 1 + self.cases.node.shape[1]), dtype=torch.bool, device=column.device)
@@ -251,7 +253,7 @@ class SeedingTask(Task):
 def render(image: Tensor, potential: Tensor, foreground: Tensor, background: Tensor, left: Tensor) -> Tensor:
     """What an agent sees of B sessions, (B, 6, *S) uint8: see ``CHANNELS``; seeds are drawn as crosses.
 
-    ``image`` (B, *S) uint8; ``potential`` (B, *S) of foreground; ``foreground``, ``background`` (B, *S) bool, the seeds;
+    ``image`` (B, *S) uint8; ``potential`` (B, *S) of foreground; ``foreground`` and ``background`` (B, *S) bool, seeds;
     ``left`` (B,), the share of seeds left.
     """
     rest = (255 * left).floor().to(torch.uint8).reshape(-1, *[1] * (image.ndim - 1)).expand(image.shape)
@@ -277,5 +279,3 @@ def _crosses(seeds: Tensor) -> Tensor:
 
 def _like(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(-1, *[1] * (value.ndim - 1))
-
-
