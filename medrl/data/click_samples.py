@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, grid_sample, interpolate
 
+from medrl.data.implants import implant
 from medrl.data.masks import MaskCase
 from medrl.data.planes import finite_quantiles
 from medrl.data.regions import CT_WINDOW, grey_levels, is_ct, region_of, sample_image
@@ -79,7 +80,7 @@ def make_volumes(cases: Iterable[MaskCase], group: str) -> list[Volume]:
 
 def draw_sample(
     volume: Volume, shape: Sequence[int], generator: np.random.Generator, *, upright: float = 0.5, plain: float = 0.5,
-    tries: int = 10,
+    lesion: float = 0.0, tries: int = 10,
 ) -> Sample:  # fmt: skip
     """Cut a sample with at least 20 nodes of object out of a volume: a random box, turned and deformed, and its tones.
 
@@ -88,6 +89,7 @@ def draw_sample(
     Args:
         shape: nodes of the lattice.
         plain: probability of the whole image with little change, as inference sees it.
+        lesion: probability that the object is a synthetic lesion somewhere in the image instead.
         upright: else, the probability that the patient stays upright: mirrored left to right and tilted a little only.
     """
     flat = len(shape) == 2
@@ -95,15 +97,19 @@ def draw_sample(
         whole = bool(generator.random() < plain)
         turn = _turn(generator, straight=whole or generator.random() < upright, flat=flat)
         index, voxels_per_node = _lattice(volume, (*shape, 1)[:3], turn, generator, flat=flat, whole=whole)
-        values, share = _read(volume, index, voxels_per_node)
+        values, share = _read(volume, index, voxels_per_node[: len(shape)])  # a slice has no third step
         mask = (share > 0.5).reshape(tuple(shape))
         if 20 <= int(mask.sum()) < 0.9 * mask.numel():
             break
     else:
         raise ValueError(f"{volume.name}: no part of the object could be laid on a lattice of {list(shape)}")
     values = values.reshape(tuple(shape))
-    grey = _tone(values, volume.ct, generator)
-    return Sample(grey, mask, values > volume.bright, voxels_per_node[: len(shape)])
+    tissue = values > volume.bright
+    if generator.random() < lesion:
+        other, place = implant(values, tissue, generator, ct=volume.ct)
+        if int(place.sum()) >= 20:
+            values, mask = other, place
+    return Sample(_tone(values, volume.ct, generator), mask, tissue, voxels_per_node[: len(shape)])
 
 
 def _turn(generator: np.random.Generator, *, straight: bool, flat: bool) -> Tensor:
@@ -157,7 +163,7 @@ def _lattice(
         bends[:, 2] = 0
     place = place + interpolate(bends.float(), tuple(shape), mode="trilinear", align_corners=True)[0].movedim(0, -1)
     index = place @ turn.float().T / spacing.float() + middle.float()
-    return index, (turn.abs().T @ (1 / spacing)) * step_mm
+    return index, step_mm / spacing[turn.abs().argmax(0)]
 
 
 def _steps_mm(
@@ -166,9 +172,15 @@ def _steps_mm(
 ) -> Tensor:  # fmt: skip
     """Distance of the nodes (3,): between that which shows the whole image and that in which the object just fits."""
     sides = 2 if flat else 3
-    extent = turn.abs().T @ (torch.tensor(volume.levels[0].values.shape[1:]) * volume.spacing).double() / size
-    if not flat or generator.random() < 0.5:  # half of the slices are stretched to the lattice
-        extent[:sides] = extent[:sides].log().mean().exp()
+    order = turn.abs().argmax(0)
+    whole_mm = (torch.tensor(volume.levels[0].values.shape[1:]) * volume.spacing.double())[order]
+    if flat:
+        extent = whole_mm / size
+        if generator.random() < 0.5:  # else the slice is stretched to the lattice
+            extent[:2] = extent[:2].log().mean().exp()
+    else:  # the nodes are as near to each other as those of the region, in relation
+        extent = whole_mm / torch.tensor(volume.shape, dtype=torch.float64)[order]
+        extent = extent * (whole_mm / extent / size).log().mean().exp()
     tight = float((object_mm / size / extent)[:sides].amax()) / LARGEST_SHARE
     if whole:
         zoom = np.exp(generator.uniform(-0.1, 0.1) + generator.uniform(-0.05, 0.05, 3))

@@ -21,17 +21,21 @@ Drawn = tuple[Tensor, Tensor, Tensor]  # image (*S) uint8, truth (*S) bool, clic
 
 
 class SeedPool:
-    """``count`` cases cut at random from the volumes of some dataset folders, each folder as often as any other.
+    """``count`` cases cut at random from the volumes of some dataset folders.
 
-    ``shape`` of two sides gives slices, of three gives boxes; the variations are those of
-    ``medrl.data.click_samples``.  Every case has a pair of clicks of each variant.
+    ``shape`` of two sides gives slices, of three gives boxes; ``shares`` says how often each folder is drawn from
+    (default: evenly).  ``plain`` of the cases show the whole image as inference sees it, the others are varied freely:
+    see ``medrl.data.click_samples.draw_sample``, also for ``upright``.  Every case has a pair of clicks of each variant.
     """
 
     def __init__(
         self, dataset_dirs: Sequence[Path | str], *, shape: Sequence[int] = (84, 84), grid: Sequence[int] = (20, 20),
-        count: int = 240, section: str = "training", seed: int = 0, device: torch.device | str = "cpu",
+        count: int = 240, shares: Sequence[float] | None = None, plain: float = 0.6, upright: float = 0.7,
+        section: str = "training", seed: int = 0, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        self.shape = tuple(shape)
+        self.shape, self.plain, self.upright = tuple(shape), plain, upright
+        chances = np.ones(len(dataset_dirs)) if shares is None else np.asarray(shares, dtype=float)
+        self.chances = chances / chances.sum()
         self.volumes = [make_volumes(read_mask_cases(folder, section), Path(folder).name) for folder in dataset_dirs]
         self.generator = torch.Generator().manual_seed(seed)
         drawn = [self._draw(_numpy_generator(self.generator)) for _ in range(count)]
@@ -47,10 +51,10 @@ class SeedPool:
 
     def _draw(self, generator: np.random.Generator) -> Drawn:
         for _ in range(20):
-            group = self.volumes[int(generator.integers(len(self.volumes)))]
+            group = self.volumes[int(generator.choice(len(self.volumes), p=self.chances))]
             volume = group[int(generator.integers(len(group)))]
             try:
-                sample = draw_sample(volume, self.shape, generator)
+                sample = draw_sample(volume, self.shape, generator, upright=self.upright, plain=self.plain)
             except ValueError:
                 continue  # nothing of the object fell on the lattice
             return sample.image, sample.mask, _clicks(sample.mask, sample.tissue, generator)

@@ -29,8 +29,9 @@ class SeedNet(nn.Module):
     any image size and any grid will do.  The value and the stop action come from globally pooled features (dueling).
     The quality head also sees the overlap of the believed object with the present mask.
 
-    ``forward`` returns one tensor (B, A + V + 1); ``split`` names its parts.  While training, every batch is mirrored
-    at random, and its answers back, and every image has its own gamma: the data vary at no cost.
+    ``forward`` returns one tensor (B, A + V + 1); ``split`` names its parts.  While training, batches are mirrored at
+    random along the first axis (left to right), and the answers back, and every image has its own gamma: the data
+    vary at no cost.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SeedNet(nn.Module):
         """Observations (B, 6, *S) uint8 -> (B, A + V + 1)."""
         shape = image.shape[2:]
         image = image.float() / 255
-        mirrored = [n for n in range(-self.dims, 0) if self.training and torch.rand(()) < 0.5]
+        mirrored = [-self.dims] if self.training and torch.rand(()) < 0.5 else []
         if self.training:
             gamma = (0.3 * torch.randn(len(image), *[1] * (self.dims + 1), device=image.device)).exp()
             image = torch.cat([image[:, :1] ** gamma, image[:, 1:]], 1).flip(mirrored)
