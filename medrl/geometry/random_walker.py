@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from medrl.geometry.conjugate_gradients import HELD, conjugate_gradients
 from medrl.geometry.elimination import BlockElimination, elimination_cost
-from medrl.geometry.lattice import Laplacian, degree
-from medrl.geometry.multigrid import Multigrid
+from medrl.geometry.lattice import degree
 
 FOREGROUND, BACKGROUND = 1, 2  # labels of seeds; 0 is no seed
-HELD = 1e10  # times its degree, a seed is tied to its value in the preconditioner
-SAFETY = 0.01  # the error of a potential may be a hundred times the last preconditioned residual
-CACHE = 2**17  # nodes solved together on a CPU, so that the vectors stay in its cache
-PATIENCE = 60  # iterations after which a row is taken for one that multigrid cannot help, as white noise is
-ELIMINATION = 4e10  # multiplications that such a row may cost by elimination: 100 x 100, 32 x 32 x 32
+CACHE = 2**18  # nodes solved together on a CPU, so that the vectors stay in its cache
+SAFETY = 0.03  # how far below the error of the potential the estimate of conjugate gradients may lie
+PATIENCE = 60  # iterations after which a row is taken for one that multigrid cannot help
+WEAK, RAGGED = 1e-2, 0.035  # a row is another such if more than this share of its edges is weaker: white noise, mostly
+ELIMINATION = 4e10  # multiplications that such a row may cost instead: 100 x 100, or 32 x 32 x 32 nodes
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,9 @@ def edge_weights(
     scale = scale.reshape(-1, *[1] * len(shape))
     weights = []
     for axis, step in enumerate(spacing):
-        squared = (image.diff(dim=axis + 2) / step).square().sum(1)
-        weights.append(squared.mul_(scale).exp_().add_(floor))
+        squared = image.diff(dim=axis + 2).square_()
+        squared = squared.sum(1) if image.shape[1] > 1 else squared[:, 0]
+        weights.append(squared.mul_(scale / step**2).exp_().add_(floor))
     return tuple(weights)
 
 
@@ -72,8 +73,8 @@ def walk(
     Without a prior, a row with one label only becomes that label everywhere, and a row without seeds 0.5.
 
     ``tolerance`` is the error to expect in the worst node; 0 takes ``max_iterations`` and never waits for the device.
-    Rows that converge slowly, where many small regions hang by edges near the floor, are solved by elimination if the
-    lattice is small enough, as ``eliminate`` does.
+    Where many small regions hang by edges near the floor, as in noise, iterations are slow and their end is hard to
+    tell: such rows are solved by ``eliminate`` if the lattice is small enough, else with more caution.
     """
     shape = seeds.shape
     fitting = [tuple(n - (axis == other) for other, n in enumerate(shape[1:])) for axis in range(len(shape) - 1)]
@@ -85,25 +86,48 @@ def walk(
     if start is None:
         start = prior if gamma > 0 and prior is not None else torch.full_like(free, 0.5)
     potential = start.to(free).contiguous() * free + (seeds == FOREGROUND)
-    pull = None if prior is None or gamma == 0 else prior.to(free).contiguous() * gamma
-    if pull is None:
-        potential = _decided(potential, seeds)
-    rows = shape[0] if seeds.is_cuda else max(1, CACHE // max(1, seeds[0].numel()))
-    affordable = tolerance > 0 and elimination_cost(shape[1:]) <= ELIMINATION
-    limit = min(max_iterations, PATIENCE) if affordable else max_iterations
-    for at in range(0, shape[0], rows):
-        part = slice(at, at + rows)
-        edges, pulled = [weight[part] for weight in weights], None if pull is None else pull[part]
-        slow = _solve(edges, free[part], potential[part], gamma, pulled, SAFETY * tolerance, limit)
-        if slow is None:
+    pull, ragged = None, torch.zeros_like(free[(slice(None), *[0] * (len(shape) - 1))], dtype=torch.bool)
+    if gamma > 0 and prior is not None:
+        pull = prior.to(free).contiguous() * gamma
+    else:
+        labels = [(seeds == label).flatten(1).any(1) for label in (FOREGROUND, BACKGROUND)]
+        constant = torch.where(labels[0], 1.0, torch.where(labels[1], 0.0, 0.5))
+        each = (-1, *[1] * (len(shape) - 1))
+        potential = torch.where((labels[0] & labels[1]).view(each), potential, constant.view(each).to(potential))
+        ragged = (_share_of_weak(weights) > RAGGED) & labels[0] & labels[1]
+    affordable = elimination_cost(shape[1:]) <= ELIMINATION
+    direct = ragged if affordable and tolerance > 0 else torch.zeros_like(ragged)
+    index = (~direct).nonzero()[:, 0] if tolerance > 0 else torch.arange(shape[0], device=seeds.device)
+    for part in index.split(shape[0] if seeds.is_cuda else max(1, CACHE // max(1, seeds[0].numel()))):
+        if len(part) == 0:
             continue
-        if not affordable or max_iterations <= PATIENCE:
-            logger.warning("random walker: %d rows did not reach the tolerance in %d iterations", len(slow), limit)
-            continue
-        for row in (at + slow).tolist():
+        caution = SAFETY
+        if tolerance > 0 and not affordable and bool(ragged[part].any()):
+            caution *= SAFETY
+        potential[part], slow = conjugate_gradients(
+            [weight[part] for weight in weights],
+            free[part],
+            potential[part],
+            shift=gamma,
+            pull=None if pull is None else pull[part],
+            tolerance=caution * tolerance,
+            max_iterations=min(max_iterations, PATIENCE) if affordable and tolerance > 0 else max_iterations,
+        )
+        if tolerance > 0 and affordable and max_iterations > PATIENCE:
+            direct[part] = slow
+        elif tolerance > 0 and bool(slow.any()):
+            logger.warning("random walker: %d rows of %d did not reach the tolerance", int(slow.sum()), len(part))
+    if tolerance > 0:
+        for row in direct.nonzero()[:, 0].tolist():
             edges = [weight[row] for weight in weights]
             potential[row] = eliminate(edges, seeds[row], None if pull is None else prior[row], gamma)
     return potential.clamp_(0, 1)
+
+
+def _share_of_weak(weights: Sequence[Tensor]) -> Tensor:
+    """Share (B,) of the edges that hardly conduct."""
+    weak = sum((weight < WEAK).flatten(1).sum(1) for weight in weights)
+    return weak / max(1, sum(weight[0].numel() for weight in weights))
 
 
 def eliminate(weights: Sequence[Tensor], seeds: Tensor, prior: Tensor | None = None, gamma: float = 0.0) -> Tensor:
@@ -114,58 +138,6 @@ def eliminate(weights: Sequence[Tensor], seeds: Tensor, prior: Tensor | None = N
     if prior is not None:
         right += gamma * prior
     return BlockElimination(weights, nodes + held + gamma).solve(right.reshape(1, -1)).reshape(seeds.shape)
-
-
-def _solve(
-    weights: Sequence[Tensor],
-    free: Tensor,
-    potential: Tensor,
-    gamma: float,
-    pull: Tensor | None,
-    tolerance: float,
-    max_iterations: int,
-) -> Tensor | None:
-    """Conjugate gradients on the free nodes, in place: ``(L + gamma) potential = pull``.
-
-    Returns the rows that did not reach the tolerance, or None.
-    """
-    product = Laplacian(weights, shift=gamma)
-    multigrid = Multigrid(weights, degree(weights).mul_(1 - free).mul_(HELD).add_(gamma))
-    residual, correction = multigrid.residual, multigrid.correction
-    torch.neg(product(potential), out=residual)
-    if pull is not None:
-        residual += pull
-    direction, last = torch.zeros_like(potential), torch.zeros_like(potential).flatten(1)[:, 0]
-    each, every = (-1, *[1] * (free.ndim - 1)), 8 if free.is_cuda else 2  # a look at the error halts the device
-    for iteration in range(max_iterations):
-        multigrid.apply().mul_(free)  # so that nothing moves a seed, whatever its residual
-        if tolerance > 0 and iteration % every == 0:
-            low, high = correction.aminmax()
-            if float(torch.maximum(-low, high)) <= tolerance:
-                return None
-        # a row that is solved to the last bit divides nothing by nothing: it stays
-        slope = _dot(residual, correction)
-        torch.addcmul(correction, direction, torch.where(last > 0, slope / last, 0.0).view(each), out=direction)
-        image, last = product(direction), slope
-        bend = _dot(direction, image)
-        step = torch.where(bend > 0, slope / bend, 0.0).view(each)
-        potential.addcmul_(direction, step)
-        residual.addcmul_(image, step, value=-1)
-    if tolerance <= 0:
-        return None
-    return (correction.flatten(1).abs().amax(1) > tolerance).nonzero()[:, 0]
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).flatten(1).sum(1)
-
-
-def _decided(potential: Tensor, seeds: Tensor) -> Tensor:
-    """Rows whose answer is one constant: a single label, or no seed."""
-    some = [(seeds == label).flatten(1).any(1) for label in (FOREGROUND, BACKGROUND)]
-    constant = torch.where(some[0], 1.0, torch.where(some[1], 0.0, 0.5))
-    rows = (-1, *[1] * (seeds.ndim - 1))
-    return torch.where((some[0] & some[1]).reshape(rows), potential, constant.reshape(rows).to(potential))
 
 
 @torch.no_grad()
