@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from medrl.geometry.grids import canonical
 from medrl.geometry.patches import Pyramid
 from medrl.geometry.similarity import apply
 from medrl.types import InputError
+
+ANSWERS = ("points_mm", "known", "present")
 
 
 @dataclass
@@ -65,6 +68,17 @@ class Cases:
         self.known[index] = points_mm.isfinite().all(-1).to(self.device)
         self.points_mm[index] = torch.nan_to_num(points_mm.float()).to(self.device)
         self.present[index] = self._inside(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Volumes and landmarks of the moment, for an exact resume."""
+        return {"flat": list(self.pyramid.flat)} | {name: getattr(self, name) for name in ANSWERS}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Undo ``state_dict`` in place: tasks and views of the volumes hold on to these tensors."""
+        for mine, other in zip(self.pyramid.flat, saved["flat"], strict=True):
+            mine.copy_(other)
+        for name in ANSWERS:
+            getattr(self, name).copy_(saved[name])
 
     def to_ras(self, case: int, position_mm: Tensor) -> Tensor:
         """Patient RAS mm (..., 3) of positions in a case's grid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,19 @@ class SeedCases:
         weights = edge_weights(image[None].float().cpu() / LEVELS, beta=self.beta, floor=self.floor)
         self.image[index], self.truth[index] = image, pack(truth.reshape(1, -1))[0]
         self.node[index], self.table[index] = node, responses(weights, node)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Images, masks and nodes of the moment, for an exact resume; the table is computed again from them."""
+        return {"image": self.image, "truth": self.truth, "node": self.node}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``; ValueError for cases of another number or shape."""
+        if saved["image"].shape != self.image.shape or saved["node"].shape != self.node.shape:
+            raise ValueError("the saved cases have another number, shape or grid than these")
+        truths = unpack(saved["truth"].cpu(), self.image[0].numel())
+        for index, (image, truth, node) in enumerate(zip(saved["image"], truths, saved["node"], strict=True)):
+            clicks = node[len(self.cells) :].reshape(-1, 2)
+            self.replace(index, image.cpu(), truth.reshape(self.shape), clicks.cpu())
 
     def masks(self, case: Tensor) -> Tensor:
         """True masks (B, V) bool."""

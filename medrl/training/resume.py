@@ -13,7 +13,6 @@ import torch
 from monai.engines import Workflow
 from monai.handlers import CheckpointLoader, CheckpointSaver, EarlyStopHandler
 
-ANSWERS = ("points_mm", "known", "present")  # of the cases of a pool
 logger = logging.getLogger(__name__)
 
 
@@ -99,22 +98,15 @@ def load_latest(folder: Path | str, load_dict: Mapping[str, Any], engine: Any) -
 
 
 def _pool_state(pool: Any) -> dict[str, Any]:
-    """The volumes of the moment: they were drawn at random and cannot be drawn again."""
-    cases = pool.cases
-    saved: dict[str, Any] = {name: getattr(cases, name) for name in ANSWERS}
-    saved["flat"] = list(cases.pyramid.flat)
+    """The cases of the moment: they were drawn at random and cannot be drawn again."""
+    saved = {"cases": pool.cases.state_dict()}
     if hasattr(pool, "generator"):
         saved["generator"] = pool.generator.get_state()
     return saved
 
 
 def _load_pool(pool: Any, saved: Mapping[str, Any]) -> None:
-    cases = pool.cases
-    # in place: the tasks and the views of the volumes hold on to these tensors
-    for mine, other in zip(cases.pyramid.flat, saved["flat"], strict=True):
-        mine.copy_(other)
-    for name in ANSWERS:
-        getattr(cases, name).copy_(saved[name])
+    pool.cases.load_state_dict(saved["cases"])
     if "generator" in saved:
         pool.generator.set_state(saved["generator"].cpu())
 
