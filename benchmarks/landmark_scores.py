@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from report import markdown
 from torch import Tensor
 
 from medrl.data.cases import Source
@@ -131,17 +132,16 @@ def write_table(rows: dict[str, dict[str, Any]]) -> str:
         "row", "mean mm (95 % interval)", "median", "p95", "max", "missing", "> 10 mm", "> 10 voxels",
         "Spearman, uncertainty and error", "s a case",
     )  # fmt: skip
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines = []
     for name, row in rows.items():
         low, high = row["interval"]
-        cells = [
+        lines.append([
             name, f"{length(row['mean_mm'])} ({length(low)} to {length(high)})",
             *(length(row[key]) for key in ("median_mm", "p95_mm", "max_mm")),
             *(f"{row[key]} / {row['points']}" for key in ("missing", "over_10_mm", "over_10_voxels")),
             "-" if row["spearman"] is None else f"{row['spearman']:.2f}", f"{row['seconds']:.2f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ])  # fmt: skip
+    return markdown(titles, lines)
 
 
 def length(value: float | None) -> str:

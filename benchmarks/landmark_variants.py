@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from landmark_scores import Answer, Method, ask, length, score
+from report import markdown
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
 
@@ -128,11 +129,12 @@ def write_variants_table(rows: dict[str, Any]) -> str:
         "variant", "cases", "moved, median voxels", "moved, max", "mean mm", "p95", "max", "missing in view",
         "sensitivity for absence", "specificity",
     )  # fmt: skip
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    lines = []
     for name, row in rows.items():
         sensitivity = "-" if row["sensitivity"] is None else f"{row['sensitivity']:.3f} of {row['absent']}"
         lengths = (row[key] for key in ("moved_median_voxels", "moved_max_voxels", "mean_mm", "p95_mm", "max_mm"))
         missing = f"{row['missing']} / {row['points']}"
-        cells = [name, str(row["cases"]), *map(length, lengths), missing, sensitivity, f"{row['specificity']:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(
+            [name, str(row["cases"]), *map(length, lengths), missing, sensitivity, f"{row['specificity']:.3f}"]
+        )
+    return markdown(titles, lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -58,9 +58,14 @@ class Report:
 
 def table(rows: list[Row]) -> str:
     """A markdown table of measurements."""
-    lines = ["| part | what | figure | note |", "|---|---|---|---|"]
-    lines += [f"| {r.part} | {r.what} | {figure(r.value)} {r.unit} | {r.note} |" for r in rows]
-    return "\n".join(lines)
+    cells = [(row.part, row.what, f"{figure(row.value)} {row.unit}", row.note) for row in rows]
+    return markdown(("part", "what", "figure", "note"), cells)
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table of cells."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figure(value: float) -> str:

@@ -54,9 +54,9 @@ def random_steps(environment: Environment) -> Callable[[], Any]:
 
 def build_agent(
     name: str, *, side: int = 128, size: int | None = None, rows: int = 64, batch_size: int = 64,
-    capacity: int = 100_000, bf16: bool = False, device: torch.device | str = "cpu",
+    capacity: int = 100_000, bf16: bool = False, double: bool = True, device: torch.device | str = "cpu",
 ) -> DQN:  # fmt: skip
-    """A double-DQN agent on one landmark whose replay holds some steps; ``name`` is one of ``NETWORKS``."""
+    """A (double) DQN agent on one landmark whose replay holds some steps; ``name`` is one of ``NETWORKS``."""
     torch.manual_seed(0)
     cases = random_cases(side=side, device=device)
     if name == "AlansaryNet":
@@ -72,7 +72,7 @@ def build_agent(
         else:
             network = ConcentricNet(landmarks=1, levels=len(STRIDES), size=size)
     replay = Replay(task, capacity=capacity, num_envs=rows)
-    agent = DQN(network.to(device), replay=replay, batch_size=batch_size, bf16=bf16, warm_up=0)
+    agent = DQN(network.to(device), replay=replay, batch_size=batch_size, bf16=bf16, double=double, warm_up=0)
     fill(agent, Environment(task, num_envs=rows), 40)
     return agent
 

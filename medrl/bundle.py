@@ -1,4 +1,4 @@
-"""A trained bundle in Python: load it, ask it for the landmarks of a volume or of a folder."""
+"""A trained bundle in Python: load it, ask it for the landmarks or the mask of a volume, or of a folder of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from medrl.bundles_folder import bundle_path
 from medrl.data.planes import as_volume
+from medrl.data.seeds import Seeds, make_seeds, seeds_of_case
 from medrl.errors import input_error
 from medrl.inference.prediction import CasePredictor
+from medrl.inference.segmentation import Segmentation
 from medrl.types import InputError, Landmark
 
 
 class Bundle:
-    """A landmark bundle, ready on a device: the objects that its ``configs/inference.json`` describes.
+    """A bundle, ready on a device: the objects that its ``configs/inference.json`` describes.
 
-    ``labels`` names the landmarks; ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
+    ``labels`` names the landmarks, if the bundle has some, and an ``interactive`` bundle takes a user's clicks;
+    ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
     """
 
     def __init__(self, root: Path, device: torch.device, overrides: dict[str, Any]) -> None:
@@ -31,23 +34,38 @@ class Bundle:
         self.network: nn.Module = _resolve(parser, "network")
         self.inferer = _resolve(parser, "inferer")
         self.preprocessing = _resolve(parser, "preprocessing")
-        self.labels: list[str] = list(_resolve(parser, "anatomy").labels)
+        self.labels: list[str] = list(_resolve(parser, "anatomy").labels) if "anatomy" in parser else []
+        self.interactive = "seeds" in (parser.get("arguments") or ())
 
-    def predict(self, image: Any, ras_from_voxel: Any = None) -> list[Landmark]:
-        """Find all landmarks of one volume, in the order of ``labels``, in RAS mm.
+    def predict(self, image: Any, ras_from_voxel: Any = None, *, seeds: Any = None) -> list[Landmark] | Segmentation:
+        """Find all landmarks of one volume, in the order of ``labels``, in RAS mm; or, interactive, segment it.
 
         Args:
             image: path of an image file or DICOM folder, a MetaTensor, or an array (X, Y, Z) or (1, X, Y, Z).
             ras_from_voxel: (4, 4) mm; needed with a plain array, otherwise the image's own.
+            seeds: a user's clicks, for interactive bundles: pairs (point in RAS mm, whether it is foreground),
+                ``medrl.data.seeds.Seeds``, or the path of a Slicer Markups file.  Without it, those of
+                ``<image>_seeds.mrk.json`` beside an image file, or none.
+
+        Returns:
+            the landmarks, or a ``medrl.inference.segmentation.Segmentation``: ``mask`` on the image's grid, ``seeds``,
+            ``quality`` (estimated intersection over union).
 
         Raises:
-            InputError: an image that cannot be read, holds NaN or one value only, or an array without a matrix.
+            InputError: an image that cannot be read, holds NaN or one value only, an array without a matrix, or seeds
+                that are not in the image.
         """
+        if seeds is not None and not self.interactive:
+            raise InputError(f"{self.root.name} takes no seeds; leave them out, or load an interactive bundle")
+        data: dict[str, Any] = {"image": image}
         if not isinstance(image, str | Path):
-            image = _as_image(image, ras_from_voxel)
+            data["image"] = _as_image(image, ras_from_voxel)
+        elif seeds is None and self.interactive:
+            seeds = seeds_of_case(image)
+        given = {"seeds": _as_seeds(seeds)} if self.interactive else {}
         try:
-            data = self.preprocessing({"image": image})
-            return self.inferer(data["image"][None], self.network)[0]
+            data = self.preprocessing(data | given)
+            return self.inferer(data["image"][None], self.network, **{name: [data[name]] for name in given})[0]
         except Exception as error:
             wrong = input_error(error)
             if wrong is None:
@@ -138,6 +156,15 @@ def _resolve(parser: ConfigParser, name: str) -> Any:
         if wrong is None:
             raise
         raise wrong from None
+
+
+def _as_seeds(seeds: Any) -> Seeds | Path | str | None:
+    if seeds is None or isinstance(seeds, Seeds | Path | str):
+        return seeds
+    try:
+        return make_seeds([point for point, _ in seeds], [bool(kind) for _, kind in seeds])
+    except (TypeError, ValueError):
+        raise InputError("seeds: expected pairs of a point in RAS mm and whether it is foreground") from None
 
 
 def _as_image(image: Any, ras_from_voxel: Any) -> MetaTensor:

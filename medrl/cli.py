@@ -61,10 +61,11 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Find the landmarks of every image and DICOM series of a folder."""
+    """Run a bundle on every image and DICOM series of a folder."""
     start = time.perf_counter()
     predictor = _predict(options.input, options.bundle, options)
-    done, failed = len(predictor.landmarks), len(predictor.failures)
+    failed = len(predictor.failures)
+    done = len(predictor.report["cases"]) - failed
     logger.info("%d cases done, %d failed, in %.1f s", done, failed, time.perf_counter() - start)
     return 1 if failed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 SECRETS = ("Planted^Name", "MRN-4711", "19500203")
+SERIES = generate_uid()
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def write_bad_images(folder: Path) -> dict[str, str]:
@@ -39,27 +42,51 @@ def write_bad_images(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def write_series(folder: Path, voxels: np.ndarray, ras_from_voxel: np.ndarray) -> None:
-    """Write int16 voxels (X, Y, Z) as a CT series with SECRETS in its tags; the third axis must be the slice normal."""
-    folder.mkdir(parents=True)
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ ras_from_voxel
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    series = generate_uid()
-    for index in range(voxels.shape[2]):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        item = FileDataset(str(folder / f"{index:03d}.dcm"), {}, file_meta=meta, preamble=bytes(128))
-        item.SOPClassUID, item.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        item.PatientName, item.PatientID, item.PatientBirthDate = SECRETS
-        item.SeriesInstanceUID, item.ImageType = series, ["ORIGINAL", "PRIMARY", "AXIAL"]
-        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
-        item.BitsAllocated = item.BitsStored = 16
-        item.HighBit, item.PixelRepresentation = 15, 1
+def data_set(path: Path, storage: str = CTImageStorage) -> FileDataset:
+    """A DICOM object of the patient, without pixels."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = storage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    item = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    item.SOPClassUID, item.SOPInstanceUID = storage, meta.MediaStorageSOPInstanceUID
+    item.PatientName, item.PatientID, item.PatientBirthDate = SECRETS
+    item.SeriesInstanceUID, item.ImageType = SERIES, ["ORIGINAL", "PRIMARY", "AXIAL"]
+    item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+    item.BitsAllocated = item.BitsStored = 16
+    item.HighBit, item.PixelRepresentation = 15, 1
+    return item
+
+
+def write_slices(
+    folder: Path,
+    voxels: np.ndarray,
+    ras_from_voxel: np.ndarray,
+    shifts_mm: np.ndarray | None = None,
+    edit: Callable[[int, FileDataset], object] | None = None,
+    *,
+    rescale: tuple[int, int] = (2, -1000),
+) -> Path:
+    """Write int16 voxels (X, Y, Z) as a CT series, one file a slice in random order of names; returns the folder.
+
+    The third axis must be the slice normal; ``shifts_mm`` (N, 3) moves slices, ``edit(index, item)`` changes tags, and
+    ``rescale`` is slope and intercept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lps_from_voxel = LPS @ ras_from_voxel
+    spacing = np.linalg.norm(lps_from_voxel[:3, :3], axis=0)
+    names = np.random.default_rng(1).permutation(voxels.shape[2])
+    for index, name in enumerate(names):
+        item = data_set(folder / f"{name:03d}.dcm")
         item.Columns, item.Rows = voxels.shape[:2]
         item.PixelSpacing = [float(spacing[1]), float(spacing[0])]
-        item.ImageOrientationPatient = [*lps[:3, 0] / spacing[0], *lps[:3, 1] / spacing[1]]
-        item.ImagePositionPatient = [f"{number:.6f}" for number in (lps @ [0, 0, index, 1])[:3]]
-        item.RescaleSlope, item.RescaleIntercept = 1, 0
+        item.ImageOrientationPatient = [*lps_from_voxel[:3, 0] / spacing[0], *lps_from_voxel[:3, 1] / spacing[1]]
+        position = (lps_from_voxel @ [0, 0, index, 1])[:3]
+        position = position if shifts_mm is None else position + shifts_mm[index]
+        item.ImagePositionPatient = [f"{number:.6f}" for number in position]
+        item.RescaleSlope, item.RescaleIntercept = rescale
         item.PixelData = np.ascontiguousarray(voxels[..., index].T).tobytes()
-        item.save_as(folder / f"{index:03d}.dcm", enforce_file_format=True)
+        if edit:
+            edit(index, item)
+        item.save_as(folder / f"{name:03d}.dcm")
+    return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bad_files import SECRETS, write_bad_images, write_series
+from bad_files import SECRETS, write_bad_images, write_slices
 
 import medrl
 from medrl.bundles_folder import bundle_path
@@ -34,7 +34,7 @@ def folder(tmp_path):
     turned = affine.copy()  # a series stores no mirrored grid
     turned[:3, 3] += affine[:3, 1] * (voxels.shape[1] - 1)
     turned[:3, 1] *= -1
-    write_series(folder / "series", voxels[:, ::-1], turned)
+    write_slices(folder / "series", voxels[:, ::-1], turned, rescale=(1, 0))
     return folder
 
 

@@ -59,7 +59,7 @@ def make_volume(case: MaskCase, group: str, *, levels: int = 3) -> Volume:
     values = torch.stack([sample_image(image, region) for image in (case.image, case.mask.float())])
     places = (values[1] > 0.5).nonzero()
     ct = is_ct(values[0])
-    bright = TISSUE_HU if ct else TISSUE_MR * float(finite_quantiles(values[0], 0.0, 0.995)[1])
+    bright = tissue_threshold(values[0], ct=ct)
     made = [Level(values, torch.ones(3))]
     while len(made) < levels:
         last = made[-1]
@@ -76,6 +76,11 @@ def make_volume(case: MaskCase, group: str, *, levels: int = 3) -> Volume:
 def make_volumes(cases: Iterable[MaskCase], group: str) -> list[Volume]:
     """All cases of a data set in memory."""
     return [make_volume(case, group) for case in cases]
+
+
+def tissue_threshold(values: Tensor, *, ct: bool) -> float:
+    """What is brighter than this is no air."""
+    return TISSUE_HU if ct else TISSUE_MR * float(finite_quantiles(values, 0.0, 0.995)[1])
 
 
 def draw_sample(
@@ -109,7 +114,11 @@ def draw_sample(
         other, place = implant(values, tissue, generator, ct=volume.ct)
         if int(place.sum()) >= 20:
             values, mask = other, place
-    return Sample(_tone(values, volume.ct, generator), mask, tissue, voxels_per_node[: len(shape)])
+    if whole and generator.random() < 0.5:
+        grey = grey_levels(values, ct=volume.ct)
+    else:
+        grey = _tone(values, volume.ct, generator)
+    return Sample(grey, mask, tissue, voxels_per_node[: len(shape)])
 
 
 def _turn(generator: np.random.Generator, *, straight: bool, flat: bool) -> Tensor:
@@ -154,9 +163,11 @@ def _lattice(
         offset[2] = 0.0
     if whole or generator.random() < 0.7:  # as a viewer does: show as little as can be of what lies outside the image
         offset = _within(volume, turn, middle, offset, size * step_mm / 2, flat=flat)
-    axes = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in shape]
-    nodes = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-    place = (nodes * step_mm + offset).float()
+    axes = [
+        (torch.arange(n) - (n - 1) / 2) * t + o
+        for n, t, o in zip(shape, step_mm.tolist(), offset.tolist(), strict=True)
+    ]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     amplitude = generator.uniform(0.0, 0.05) * float(object_mm[: 2 if flat else 3].max())
     bends = torch.as_tensor(generator.normal(0.0, amplitude, (1, 3, *[1 if n == 1 else 4 for n in shape])))
     if flat:
@@ -211,7 +222,8 @@ def _read(volume: Volume, index: Tensor, voxels_per_node: Tensor) -> tuple[Tenso
     level = fits[-1] if fits else volume.levels[0]
     whole = torch.tensor(volume.levels[0].values.shape[1:])
     size = torch.tensor(level.values.shape[1:])
-    inside = ((index >= -0.5) & (index <= whole - 0.5)).all(-1)
+    x, y, z = ((part + 0.5) * (n - 0.5 - part) >= 0 for part, n in zip(index.unbind(-1), whole.tolist(), strict=True))
+    inside = x & y & z
     position = (index - (level.voxel - 1) / 2) / level.voxel
     grid = ((2 * position + 1) / size - 1).flip(-1)
     values = grid_sample(level.values[None], grid[None], padding_mode="border", align_corners=False)[0]

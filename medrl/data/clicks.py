@@ -115,33 +115,37 @@ def click_input(image: Tensor, clicks: Clicks, *, near: float = 2.0, wide: float
     shape = image.shape[1:]
     dimension = len(shape)
     grey = image.float() / 255
-    pool = torch.nn.functional.avg_pool2d if dimension == 2 else torch.nn.functional.avg_pool3d
-    smooth = pool(grey[:, None], 3, stride=1, padding=1, count_include_pad=False)[:, 0]
-    index = _unravel(clicks.node.clamp(min=0), shape)
-    level = smooth.flatten(1).gather(1, clicks.node.clamp(min=0))
-    parts = [2 * grey - 1]
-    for kind in (FOREGROUND, BACKGROUND):
-        distance = torch.full_like(grey, math.inf)
-        unlike = torch.ones_like(grey)
+    index = torch.stack(torch.unravel_index(clicks.node.clamp(min=0), tuple(shape)), -1)
+    level = _level(grey, index)
+    values = torch.empty((len(image), CHANNELS, *shape), device=image.device)
+    torch.sub(2 * grey, 1, out=values[:, 0])
+    for first, kind in ((1, FOREGROUND), (4, BACKGROUND)):
+        distance, unlike = torch.full_like(grey, math.inf), values[:, first + 2].fill_(1.0)
         for k in range(clicks.node.shape[1]):
-            rows = ((clicks.label[:, k] == kind) & (clicks.node[:, k] >= 0)).nonzero()[:, 0]
-            if not len(rows):
-                continue
-            square = torch.zeros((len(rows), *[1] * dimension), device=image.device)
-            for axis, size in enumerate(shape):
-                view = [len(rows), *[size if n == axis else 1 for n in range(dimension)]]
-                along = torch.arange(size, device=image.device) - index[rows, k, axis, None]
-                square = square + along.float().square().view(view)
-            distance[rows] = torch.minimum(distance[rows], square)
-            gap = (grey[rows] - level[rows, k].view(-1, *[1] * dimension)).abs()
-            unlike[rows] = torch.minimum(unlike[rows], gap)
-        parts += [torch.exp(distance / (-2 * near**2)), torch.exp(distance.sqrt() / -wide), unlike]
-    return torch.stack(parts, 1)
+            for row in ((clicks.label[:, k] == kind) & (clicks.node[:, k] >= 0)).nonzero()[:, 0].tolist():
+                square = torch.zeros([1] * dimension, device=image.device)
+                for axis, size in enumerate(shape):
+                    along = torch.arange(size, device=image.device) - index[row, k, axis]
+                    square = square + along.float().square().view([-1 if n == axis else 1 for n in range(dimension)])
+                torch.minimum(distance[row], square, out=distance[row])
+                torch.minimum(unlike[row], (grey[row] - level[row, k]).abs(), out=unlike[row])
+        torch.exp(distance / (-2 * near**2), out=values[:, first])
+        torch.exp(distance.sqrt_().div_(-wide), out=values[:, first + 1])
+    return values
 
 
-def _unravel(node: Tensor, shape: Sequence[int]) -> Tensor:
-    """Indices (B, K, dimension) of flat nodes (B, K)."""
-    return torch.stack(torch.unravel_index(node, tuple(shape)), -1)
+def _level(grey: Tensor, index: Tensor) -> Tensor:
+    """Mean grey values (B, K) of the nodes at ``index`` (B, K, dimension) and their neighbours."""
+    shape, dimension = grey.shape[1:], grey.ndim - 1
+    last = torch.tensor(shape, device=grey.device) - 1
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2, device=grey.device)] * dimension)
+    places = index[:, :, None] + steps  # (B, K, 3^d, dimension)
+    inside = ((places >= 0) & (places <= last)).all(-1)
+    node = torch.zeros_like(places[..., 0])
+    for axis, size in enumerate(shape):
+        node = node * size + places[..., axis].clamp(min=0).minimum(last[axis])
+    values = grey.flatten(1).gather(1, node.flatten(1)).view(node.shape) * inside
+    return values.sum(-1) / inside.sum(-1)
 
 
 def _box(mask: np.ndarray, margin: int) -> tuple[tuple[slice, ...], np.ndarray]:

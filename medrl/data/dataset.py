@@ -50,6 +50,20 @@ def read_dataset(dataset_dir: Path | str, section: str, *, answer: str = "landma
     return cases
 
 
+def find_datasets(dataset_dir: Path | str) -> list[Path]:
+    """List the data sets of a folder: itself, or those of its sub-folders that hold a ``dataset.json``; by name.
+
+    Raises InputError if there is none.
+    """
+    folder = Path(dataset_dir)
+    if (folder / "dataset.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("*/dataset.json"))
+    if not found:
+        raise InputError(f"{folder.name}: holds no dataset.json, nor does a folder in it; see data_scripts/")
+    return found
+
+
 def dataset_labels(dataset_dir: Path | str) -> list[str]:
     """Return the landmark labels of ``dataset_dir/dataset.json``, in its order; InputError if there are none."""
     labels = _read_document(Path(dataset_dir)).get("landmarks")

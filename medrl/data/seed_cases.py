@@ -18,7 +18,7 @@ class SeedCases:
 
     Seeds lie at the centres of the cells of a ``grid`` laid over S, or at a user's clicks; their nodes are the
     table's columns, cells first.  A column holds the potential that a unit current at its node causes (the
-    pseudo-inverse of the image's Laplacian), so that the exact random walker of any set of k seeds is a sum of k columns
+    pseudo-inverse of the image's Laplacian), so that the exact random walker of any k seeds is a sum of k columns
     whose coefficients solve a system of k + 1.
 
     Args:

@@ -25,7 +25,7 @@ class SeedPool:
 
     ``shape`` of two sides gives slices, of three gives boxes; ``shares`` says how often each folder is drawn from
     (default: evenly).  ``plain`` of the cases show the whole image as inference sees it, the others are varied freely:
-    see ``medrl.data.click_samples.draw_sample``, also for ``upright``.  Every case has a pair of clicks of each variant.
+    see ``medrl.data.click_samples.draw_sample``, also for ``upright``.  A case has a pair of clicks of each variant.
     """
 
     def __init__(

@@ -85,7 +85,7 @@ class Assessment:
                 writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
         logger.info("%d cases, %d landmarks known", summary["cases"], summary["landmarks"])
         for name in STATISTICS:
-            mine, theirs = (_text(summary[who][name]) for who in ("agent", "baseline"))
+            mine, theirs = (interval_text(summary[who][name]) for who in ("agent", "baseline"))
             logger.info("%-10s  agent %-26s  mean position %s", name, mine, theirs)
 
 
@@ -125,7 +125,7 @@ def summarise(rows: list[dict[str, Any]], *, failure_mm: float, resamples: int =
             value = statistic(error, gone, failure_mm)
             summary[who][name] = {"value": round(float(value), 4), "low": round(low, 4), "high": round(high, 4)}
     error, doubt = (np.array([row[key] for row in known]) for key in ("error_mm", "uncertainty_mm"))
-    summary["uncertainty_rank"] = _rank_correlation(error, doubt)
+    summary["uncertainty_rank"] = rank_correlation(error, doubt)
     absent = np.array([row["status"] == "missing" for row in rows if not row["known"]])
     summary["absent"] = len(absent)
     summary["sensitivity"] = round(float(absent.mean()), 4) if len(absent) else None
@@ -164,7 +164,8 @@ def _centre(image: Any) -> Tensor:
     return matrix[:3, :3] @ ((torch.tensor(image.shape[1:]) - 1).double() / 2) + matrix[:3, 3]
 
 
-def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's correlation; None for fewer than three pairs, or where one side is constant."""
     from scipy.stats import spearmanr
 
     if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
@@ -172,5 +173,6 @@ def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     return round(float(spearmanr(first, second).statistic), 4)
 
 
-def _text(number: dict[str, float]) -> str:
+def interval_text(number: dict[str, float]) -> str:
+    """A number and its interval, for people."""
     return f"{number['value']:.3f} ({number['low']:.3f} to {number['high']:.3f})"

@@ -18,8 +18,15 @@ class ClickNet(nn.Module):
     """
 
     def __init__(
-        self, *, dims: int, in_channels: int = 7, channels: Sequence[int] = (24, 48, 96, 128), dropout: float = 0.0,
-        norm: str = "INSTANCE", act: str = "LEAKYRELU", residual: bool = False,
+        self,
+        *,
+        dims: int,
+        in_channels: int = 7,
+        channels: Sequence[int] = (24, 48, 96, 128),
+        dropout: float = 0.0,
+        norm: str = "INSTANCE",
+        act: str = "LEAKYRELU",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.dims, levels = dims, len(channels)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from torch.nn.functional import max_pool2d, max_pool3d, pad
+from torch.nn.functional import max_pool2d, max_pool3d
 
 from medrl.data.seed_cases import SeedCases, count_bits, pack, unpack
 from medrl.rewards.scores import Gain
@@ -33,15 +33,16 @@ class SeedingTask(Task):
     """Every action puts a foreground or background seed into a cell of the grid, or stops; the score is the IoU.
 
     Actions: cell for foreground (0..C-1), cell for background (C..2C-1), stop (2C).  In 2D that is the paper's 20 x 20
-    grid with two labels.  In 3D the grid is 8 x 8 x 8: the same flat map of 1,024 values, each cell a few voxels wide,
-    so that one fully convolutional network serves both, and no second, finer action is needed: a random walker's
-    seed speaks for its whole neighbourhood up to the next edge.  Each step is solved exactly, from the table of
-    responses of ``medrl.data.seed_cases``.
+    grid with two labels.  In 3D the grid is 6 x 6 x 6: a flat map of 432 values, each cell a few voxels wide, so that
+    one fully convolutional network serves both, and no second, finer action is needed: a random walker's seed speaks
+    for its whole neighbourhood up to the next edge.  Each step is solved exactly, from the table of responses of
+    ``medrl.data.seed_cases``.
 
     A seed in a cell that holds one is refused: the step is lost.  Episodes start from the user's clicks and
     end by the stop action; ``max_steps`` seeds are the time limit.
 
-    ``gains_stride``: one voxel in so many along each axis decides the expert's gains; ``sharpness`` s makes them gains
+    ``gains_stride``: one voxel in so many along each axis decides the expert's gains, which ``targets`` leave out where
+    it is 0 (they are dear, and only imitation needs them); ``sharpness`` s makes them gains
     of the soft IoU of ``sigmoid(s (u - 1/2))``, which is less short-sighted than the mask's own.
     ``random_start``: up to so many correctly labelled seeds are placed before the episode.
     """
@@ -60,7 +61,8 @@ class SeedingTask(Task):
         self.action_space = spaces.Discrete(2 * self.count + int(stop))
         self.observation_space = spaces.Box(0, 255, (len(CHANNELS), *cases.shape), np.uint8)
         lattice = torch.zeros(cases.shape, dtype=torch.bool)
-        lattice[tuple(slice(gains_stride // 2, None, gains_stride) for _ in cases.shape)] = True
+        self.teaches_gains, stride = gains_stride > 0, max(1, gains_stride)
+        lattice[tuple(slice(stride // 2, None, stride) for _ in cases.shape)] = True
         self.sample_nodes = lattice.reshape(-1).nonzero()[:, 0].to(cases.device)
 
     # -- the contract -------------------------------------------------------------------------------------------
@@ -189,11 +191,10 @@ class SeedingTask(Task):
         return torch.cat([gain, torch.zeros_like(gain[:, : int(self.stop)])], 1), present
 
     def targets(self, state: SeedingState) -> dict[str, Tensor]:
-        """What one observation teaches: gains (B, 1, 1, A) of all actions, the true mask (B, V), the IoU (B,)."""
-        gain, _ = self.gains(state)
-        known = torch.ones((len(gain), 1), dtype=torch.bool, device=gain.device)
-        truth = self.cases.masks(state.case.long())
-        return {"gains": gain[:, None, None], "known": known, "mask": truth, "quality": self.score(state)}
+        """What one observation teaches: the true mask (B, V), the IoU (B,), gains (B, 1, 1, A) of all actions."""
+        known = torch.ones((len(state.case), 1), dtype=torch.bool, device=state.case.device)
+        taught = {"known": known, "mask": self.cases.masks(state.case.long()), "quality": self.score(state)}
+        return taught | ({"gains": self.gains(state)[0][:, None, None]} if self.teaches_gains else {})
 
     def labels_of_cells(self, state: SeedingState) -> Tensor:
         """True labels (B, C) of the cells' centres."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,19 @@ def test_loss_equals_torchrls(torch_generator):
     torch.testing.assert_close(loss.mean(), theirs(batch)["loss"])
 
 
+def play(agent: DQN, environment: Environment, steps: int, *, learn: bool = False, seed: int | None = None) -> Any:
+    """Explore, record and, if so asked, learn for some steps from a reset; returns the last observation."""
+    seen = environment.reset(seed=seed)
+    for _ in range(steps):
+        state, action = environment.state, agent.act(seen, explore=True).action
+        step = environment.step(action)
+        agent.record(state, action, step)
+        seen = step.observation
+        if learn and agent.ready:
+            agent.learn()
+    return seen
+
+
 def learnt(task: Probe, *, n: int = 1, updates: int = 250, **options) -> DQN:
     """An agent trained on a probe, its values a small dense network over (sign, age)."""
     environment = Environment(task, num_envs=16)
@@ -90,13 +104,7 @@ def learnt(task: Probe, *, n: int = 1, updates: int = 250, **options) -> DQN:
         network, replay=replay, batch_size=64, warm_up=64, updates=updates, learning_rate=2e-2, weight_decay=0.0,
         bf16=False, **options,
     )  # fmt: skip
-    seen = environment.reset()
-    for _ in range(40):
-        state = environment.state
-        action = agent.act(seen, explore=True).action
-        step = environment.step(action)
-        agent.record(state, action, step)
-        seen = step.observation
+    play(agent, environment, 40)
     for _ in range(updates):
         agent.learn()
     return agent
@@ -147,13 +155,7 @@ def test_truncation_is_not_termination(double):
 def test_target_follows_updates_not_episodes():
     """gml16/rl-medical copies the target by a count of episodes, in fact after every one."""
     agent, environment = dqn()
-    seen = environment.reset()
-    for _ in range(40):  # several episodes end
-        state = environment.state
-        action = agent.act(seen, explore=True).action
-        step = environment.step(action)
-        agent.record(state, action, step)
-        seen = step.observation
+    play(agent, environment, 40)  # several episodes end
     first = {name: value.clone() for name, value in agent.target.state_dict().items()}
     assert all(torch.equal(first[k], v) for k, v in agent.network.state_dict().items())  # nothing learnt, nothing moved
     expected = {name: value.clone() for name, value in agent.target.named_parameters()}
@@ -183,14 +185,7 @@ def test_train_only_leaves_the_rest_and_its_statistics_alone():
     example, environment = dqn()
     agent = DQN(small_network(), replay=example.replay, batch_size=16, warm_up=24, train_only="value_head")
     before = {name: value.clone() for name, value in agent.network.state_dict().items()}
-    seen = environment.reset()
-    for _ in range(12):
-        state, action = environment.state, agent.act(seen, explore=True).action
-        step = environment.step(action)
-        agent.record(state, action, step)
-        seen = step.observation
-        if agent.ready:
-            agent.learn()
+    play(agent, environment, 12, learn=True)
     changed = {name for name, value in agent.network.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"value_head.weight", "value_head.bias"}
 
@@ -210,12 +205,7 @@ def test_learning_never_makes_the_host_wait(name):
     environment = Environment(task, num_envs=8)
     replay = Replay(task, capacity=160, num_envs=8, n=3, alpha=0.6)
     agent = DQN(network, replay=replay, batch_size=8, warm_up=24, imitation=0.1, supervision=OffsetSupervision())
-    seen = environment.reset()
-    for _ in range(10):
-        state, action = environment.state, agent.act(seen, explore=True).action
-        step = environment.step(action)
-        agent.record(state, action, step)
-        seen = step.observation
+    seen = play(agent, environment, 10)
     agent.learn()
     agent.optimizer.step = lambda: None  # on the CPU its clock is read; on an accelerator that clock stays on the host
     with NoHostSync():
@@ -248,14 +238,8 @@ def test_dqn_walks_far_better_than_chance():
         network, replay=replay, batch_size=32, warm_up=320, updates=200, explore_updates=100, learning_rate=2e-3,
         average=20.0, target_half_life=20.0,
     )  # fmt: skip
-    seen = environment.reset(seed=1)
-    while agent.update < 200:
-        state, action = environment.state, agent.act(seen, explore=True).action
-        step = environment.step(action)
-        agent.record(state, action, step)
-        seen = step.observation
-        if agent.ready:
-            agent.learn()
+    play(agent, environment, 209, learn=True, seed=1)
+    assert agent.update == 200  # the first after 10 steps
     distance = {}
     for name in ("trained", "random"):
         trial = Environment(task, num_envs=64, seed=2)

@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # the module sets it: undone afterwards
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("landmark_speed")
 
@@ -39,17 +40,39 @@ def test_environment_rows_name_every_size(speed: ModuleType) -> None:
 def test_updates_are_compared_at_equal_precision(speed: ModuleType) -> None:
     rows = {row.what: row.value for row in speed.update_rows(0.0, 2, 32, 35)}
     large, small = (
-        rows[f"{name}, bf16"] for name in ("AlansaryNet, 4 crops of 35^3", "ConcentricNet, 17^3 at 3 levels")
+        rows[f"{name}, bf16"]
+        for name in ("AlansaryNet, 4 crops of 35^3, DQN", "ConcentricNet, 17^3 at 3 levels, double DQN")
     )
-    assert rows["AlansaryNet / ConcentricNet, 17^3 at 3 levels, bf16"] == pytest.approx(large / small)
-    assert rows["peer / AlansaryNet, fp32"] == pytest.approx(15.3 / rows["AlansaryNet, 4 crops of 35^3, fp32"])
+    assert rows["AlansaryNet, DQN / ConcentricNet, double DQN, bf16"] == pytest.approx(large / small)
+    assert rows["peer / AlansaryNet, DQN, fp32"] == pytest.approx(
+        15.3 / rows["AlansaryNet, 4 crops of 35^3, DQN, fp32"]
+    )
     assert large > small > 0
+    assert rows["AlansaryNet, 4 crops of 35^3, double DQN, fp32"] > 0
 
 
-def test_volumes_are_timed_for_each_landmark(speed: ModuleType) -> None:
-    whole, each, peak = speed.volume_rows((16, 16, 16), (9.0, 9.0, 9.0), "jumps")
+def test_the_peers_recipe_is_plain_q_learning(speed: ModuleType) -> None:
+    options = {"side": 32, "size": 35, "rows": 2, "batch_size": 1, "capacity": 200}
+    plain, double = (speed.build_agent("AlansaryNet", double=double, **options) for double in (False, True))
+    for agent in (plain, double):
+        agent.looks = 0
+        for network in (agent.network, agent.target, agent.average):
+            network.register_forward_hook(lambda *_, agent=agent: setattr(agent, "looks", agent.looks + 1))
+        agent.learn()
+    assert (plain.looks, double.looks) == (2, 3)
+
+
+def test_volumes_are_timed_for_each_landmark(speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = (16, 16, 16), (9.0, 9.0, 9.0), "jumps"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    whole, each, peak = speed.volume_rows(*volume)
     assert whole.value == pytest.approx(10 * each.value)
     assert 0 < peak.value < 20_000
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # in name only: two would wait for each other here
+    both, peak = speed.volume_rows(*volume)
+    assert (both.what, both.unit) == ("16 x 16 x 16, jumps, 2 threads", "s/volume, wall clock")
+    assert both.value > 0
+    assert peak.unit == "MB"
 
 
 def test_memory_grows_by_the_bytes_of_the_transitions(tmp_path: Path) -> None:

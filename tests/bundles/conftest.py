@@ -13,9 +13,16 @@ BUNDLES = sorted(path.parent.parent for path in (Path(__file__).parents[2] / "bu
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test that takes ``bundle`` for every bundle."""
+    """Run a test that takes ``bundle`` for every bundle, of the module's KIND where it has one."""
     if "bundle" in metafunc.fixturenames:
-        metafunc.parametrize("bundle", BUNDLES, ids=[path.name for path in BUNDLES], scope="session")
+        bundles = [path for path in BUNDLES if path.name.endswith(getattr(metafunc.module, "KIND", ""))]
+        metafunc.parametrize("bundle", bundles, ids=[path.name for path in bundles], scope="session")
+
+
+@pytest.fixture(scope="session")
+def one_bundle() -> Path:
+    """Any bundle, for what is the same in all."""
+    return BUNDLES[0]
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from medrl.data.phantoms import LABELS
 from medrl.errors import input_error
 from medrl.types import InputError
 
+KIND = "_landmark_detection"
 # MONAI 1.6 on ignite 0.5.5
 pytestmark = pytest.mark.filterwarnings("ignore:.(min|cumulative)_delta:DeprecationWarning")
 
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:.(min|cumulative)_delta:Deprecat
 def copied(bundle, smoke, tmp_path):
     """A copy of the finished training, to be tampered with."""
     return shutil.copytree(smoke(bundle), tmp_path / "copy")
+
+
+@pytest.fixture
+def copied_one(one_bundle, smoke, tmp_path):
+    """The same, of one bundle alone."""
+    return shutil.copytree(smoke(one_bundle), tmp_path / "copy")
 
 
 def equal(first, second) -> bool:
@@ -125,10 +132,8 @@ def test_evaluation(bundle, copied, workflow, tmp_path):
     assert 0 < summary["baseline"]["mean_mm"]["value"] < 40  # a phantom's half axes are about 80 mm
 
 
-def test_bad_data_sets_are_refused_in_one_line(bundle, copied, workflow, tmp_path):
-    if bundle.name != "brain_mri_landmark_detection":
-        pytest.skip("the data layer is the same")
-    data = copied / "phantoms"
+def test_bad_data_sets_are_refused_in_one_line(one_bundle, copied_one, workflow, tmp_path):
+    data = copied_one / "phantoms"
     good = json.loads((data / "dataset.json").read_text())
     first = good["training"][0]
     table = (data / first["landmarks"]).read_text()
@@ -138,7 +143,7 @@ def test_bad_data_sets_are_refused_in_one_line(bundle, copied, workflow, tmp_pat
         (data / first["landmarks"]).write_text(landmarks)
         return raised(
             lambda: workflow(
-                bundle, "train", "smoke", kind="train", dataset_dir=str(data), output_dir=str(tmp_path / "none")
+                one_bundle, "train", "smoke", kind="train", dataset_dir=str(data), output_dir=str(tmp_path / "none")
             )
         )
 
@@ -152,14 +157,12 @@ def test_bad_data_sets_are_refused_in_one_line(bundle, copied, workflow, tmp_pat
     assert not (tmp_path / "none").exists()
 
 
-def test_weights_and_devices_that_are_not_there(bundle, copied):
-    if bundle.name != "brain_mri_landmark_detection":
-        pytest.skip("the loading is the same")
-    models = copied / "models"
+def test_weights_and_devices_that_are_not_there(one_bundle, copied_one):
+    models = copied_one / "models"
 
     def start(device="cpu") -> str:
         with pytest.raises(InputError) as caught:
-            medrl.load(bundle, device, ckpt_dir=models)
+            medrl.load(one_bundle, device, ckpt_dir=models)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

@@ -44,7 +44,7 @@ def test_distances_are_in_voxels_of_the_image(generator):
         first_clicks(mask, ~mask, variant="inner", generator=generator, voxels_per_node=(2.0, 0.5))[1][0]
         for _ in range(40)
     ]
-    assert 5 <= distance[places].min()
+    assert distance[places].min() >= 5
     assert distance[places].max() <= 10
     assert np.abs(np.array(places) // 40 - 20).max() <= 10  # 10 voxels are five nodes of the first axis
 

@@ -6,19 +6,17 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from bad_files import LPS, SECRETS, SERIES, data_set, write_slices
+from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import EnhancedCTImageStorage, RLELossless, generate_uid
 
 from medrl.data.dicom import is_dicom_folder, read_series
 from medrl.data.phantoms import random_affine
 from medrl.data.read import find_cases, read_image
 from medrl.types import InputError
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (8, 10, 6)  # columns, rows, slices
-SERIES = generate_uid()
-SECRETS = ("Planted^Name", "MRN-4711", "19500203")
 
 
 @pytest.fixture
@@ -33,43 +31,6 @@ def right_handed() -> np.ndarray:
     if np.linalg.det(LPS @ matrix) < 0:
         matrix[:3, 0] *= -1
     return matrix
-
-
-def data_set(path, storage=CTImageStorage) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = storage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    item = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    item.SOPClassUID, item.SOPInstanceUID = storage, meta.MediaStorageSOPInstanceUID
-    item.PatientName, item.PatientID, item.PatientBirthDate = SECRETS
-    item.SeriesInstanceUID, item.ImageType = SERIES, ["ORIGINAL", "PRIMARY", "AXIAL"]
-    item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
-    item.BitsAllocated = item.BitsStored = 16
-    item.HighBit, item.PixelRepresentation = 15, 1
-    return item
-
-
-def write_slices(folder, voxels, ras_from_voxel, shifts_mm=None, edit=None):
-    """Write one file a slice in random order of names; ``shifts_mm`` (N, 3) moves slices, ``edit(index, item)``."""
-    folder.mkdir(exist_ok=True)
-    lps_from_voxel = LPS @ ras_from_voxel
-    spacing = np.linalg.norm(lps_from_voxel[:3, :3], axis=0)
-    names = np.random.default_rng(1).permutation(voxels.shape[2])
-    for index, name in enumerate(names):
-        item = data_set(folder / f"{name:03d}.dcm")
-        item.Columns, item.Rows = voxels.shape[:2]
-        item.PixelSpacing = [float(spacing[1]), float(spacing[0])]
-        item.ImageOrientationPatient = [*lps_from_voxel[:3, 0] / spacing[0], *lps_from_voxel[:3, 1] / spacing[1]]
-        position = (lps_from_voxel @ [0, 0, index, 1])[:3]
-        position = position if shifts_mm is None else position + shifts_mm[index]
-        item.ImagePositionPatient = [f"{number:.6f}" for number in position]
-        item.RescaleSlope, item.RescaleIntercept = 2, -1000
-        item.PixelData = np.ascontiguousarray(voxels[..., index].T).tobytes()
-        if edit:
-            edit(index, item)
-        item.save_as(folder / f"{name:03d}.dcm")
-    return folder
 
 
 def read_with_simpleitk(folder):

@@ -11,6 +11,7 @@ from medrl.geometry.grids import (
     OUTSIDE,
     bounding_box,
     canonical,
+    check_contrast,
     coarsen,
     grey_window,
     sample,
@@ -170,6 +171,9 @@ def test_images_without_contrast_are_refused():
         for window in (None, WINDOW):
             with pytest.raises(ValueError, match=words):
                 canonical(volume, affine, spacing_mm=1.0, window=window)
+    one = torch.full((70, 71, 72), 3, dtype=torch.int16)
+    one[69, 1, 41] = 4  # contrast that a look at some voxels does not see
+    check_contrast(one)
     with pytest.raises(ValueError, match="too large"):
         canonical(torch.arange(8.0).reshape(2, 2, 2), affine, spacing_mm=0.001)
 

@@ -1,4 +1,4 @@
-"""A CUDA device and the default network: the CPU's observations and landmarks, and a host that never waits."""
+"""A CUDA device: the CPU's crops, walks and landmarks, and no step or update that makes the host wait."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from typing import Any
 import pytest
 import torch
 from blobs import SHAPE_MM, BlobNet, anatomy, blob_volume
-from probes import small_cases
+from probes import small_cases, smooth_volume
 
 from medrl.agents.dqn import DQN
 from medrl.agents.supervision import OffsetSupervision
 from medrl.environment import Environment
 from medrl.experience import Replay
+from medrl.geometry.patches import Pyramid
+from medrl.gym import VectorEnv
 from medrl.inference.landmarks import LandmarkInferer
+from medrl.networks.concentric import ConcentricNet
 from medrl.networks.fovea import FoveaNet
 from medrl.tasks.landmark import LandmarkTask
 
 pytestmark = pytest.mark.gpu
 
-OBSERVATIONS = [{"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
+OBSERVATIONS = [{}, {"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
+SMALL = {"landmarks": 2, "size": 9, "scales": 2, "width": 4, "hidden": 16}
+NETWORKS = {
+    "FoveaNet": lambda: FoveaNet(strides=(1, 2), spacing_mm=2.0, **SMALL),
+    "ConcentricNet": lambda: ConcentricNet(levels=2, **SMALL),
+}
 
 
 @pytest.fixture
@@ -46,6 +54,14 @@ def move(state: Any, device: torch.device) -> Any:
     return type(state)(*(value.to(device) for value in state))
 
 
+def test_crops_equal_the_cpus(device: torch.device, torch_generator: torch.Generator) -> None:
+    pyramid = Pyramid([smooth_volume(s, torch_generator) for s in [(16, 20, 24), (28, 12, 16)]], spacing_mm=1.5)
+    case = torch.randint(2, (400,), generator=torch_generator)
+    place = torch.randn(400, 3, generator=torch_generator) * 20
+    expected = pyramid.crop(case, place, 9)
+    assert torch.equal(pyramid.to(device).crop(case.to(device), place.to(device), 9).cpu(), expected)
+
+
 @pytest.mark.parametrize("options", OBSERVATIONS)
 def test_walks_look_and_pay_as_on_the_cpu(
     device: torch.device, torch_generator: torch.Generator, options: dict[str, Any]
@@ -64,16 +80,18 @@ def test_walks_look_and_pay_as_on_the_cpu(
             there.reward(twin, action.to(device), twin_following).cpu(), reward, atol=1e-4, rtol=0
         )
         assert torch.equal(there.terminated(twin_following).cpu(), here.terminated(following))
+        assert torch.equal(there.expert(twin).cpu(), here.expert(state))
         torch.testing.assert_close(there.targets(twin)["gains"].cpu(), here.targets(state)["gains"], atol=1e-4, rtol=0)
         state, twin = following, twin_following
 
 
+@pytest.mark.parametrize("name", NETWORKS)
 def test_a_hundred_training_steps_never_make_the_host_wait(
-    device: torch.device, no_waiting: Callable[[], None]
+    device: torch.device, no_waiting: Callable[[], None], name: str
 ) -> None:
     torch.manual_seed(0)
     task = landmark_task(device)
-    network = FoveaNet(landmarks=2, strides=(1, 2), spacing_mm=2.0, size=9, scales=2, width=4, hidden=16).to(device)
+    network = NETWORKS[name]().to(device)
     replay = Replay(task, capacity=2000, num_envs=16, n=2, alpha=0.6)
     agent = DQN(network, replay=replay, batch_size=8, warm_up=16, supervision=OffsetSupervision(), imitation=0.5)
     environment = Environment(task, num_envs=16)
@@ -93,6 +111,20 @@ def test_a_hundred_training_steps_never_make_the_host_wait(
     torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_torch_vector_environment_never_makes_the_host_wait(
+    device: torch.device, no_waiting: Callable[[], None], mode: str
+) -> None:
+    environment = VectorEnv(landmark_task(device), num_envs=16, autoreset_mode=mode, tensors="torch")
+    environment.reset(seed=0)
+    actions = torch.randint(7, (60, 16), device=device)
+    no_waiting()
+    for action in actions:
+        seen, reward, *_ = environment.step(action)
+    torch.cuda.set_sync_debug_mode("default")
+    assert seen["image"].device.type == reward.device.type == device.type
 
 
 def test_landmarks_are_those_of_the_cpu(device: torch.device) -> None:

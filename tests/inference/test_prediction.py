@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bad_files import SECRETS, write_bad_images, write_series
+from bad_files import SECRETS, write_bad_images, write_slices
 from blobs import BlobNet, anatomy, blob_volume
 from ignite.engine import Events
 from monai.data import Dataset
@@ -69,7 +69,8 @@ def test_good_cases_are_done_and_bad_ones_told(tmp_path, caplog):
     matrices = grids()
     write_blobs(folder / "las.nii.gz", matrices["las"])
     write_blobs(folder / "oblique.nrrd", matrices["oblique"])
-    write_series(folder / "series", write_blobs(folder / "none", matrices["oblique"]), matrices["oblique"])
+    voxels = write_blobs(folder / "none", matrices["oblique"])
+    write_slices(folder / "series", voxels, matrices["oblique"], rescale=(1, 0))
     engine = predictor(list_cases(folder), output, progress_bar=False)
     with caplog.at_level(logging.DEBUG):
         engine.run()

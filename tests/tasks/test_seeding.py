@@ -58,6 +58,16 @@ def test_gains_are_what_the_actions_gain(shape, sharpness):
         assert (gains[:, action][taken] == 0).all()
 
 
+def test_targets_hold_what_was_asked_for():
+    task = small_seeding_task()
+    state = played(task, 1)
+    targets = task.targets(state)
+    assert torch.equal(targets["mask"], task.cases.masks(torch.arange(3)))
+    assert torch.equal(targets["quality"], task.score(state))
+    assert torch.equal(targets["gains"][:, 0, 0], task.gains(state)[0])
+    assert "gains" not in small_seeding_task(gains_stride=0).targets(state)
+
+
 def test_the_expert_is_the_best_single_seed_or_a_stop():
     task = small_seeding_task()
     state = task.start(torch.arange(3), 0)
