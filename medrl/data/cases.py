@@ -97,7 +97,7 @@ class Cases:
     def from_sources(
         cls, sources: Sequence[Source], *, labels: Sequence[str], spacing_mm: float,
         strides: tuple[int, ...] = (1, 2, 4), frames: Sequence[Tensor] | None = None,
-        box_mm: tuple[Tensor, Tensor] | None = None, window: tuple[float, float] | None = None,
+        box_mm: tuple[Tensor, Tensor] | None = None, window: Sequence[float] | None = None,
     ) -> Cases:  # fmt: skip
         """Resample every source, in patient axes or in its ``frame_from_ras`` (4, 4) and ``box_mm`` of that frame."""
         volumes, points, matrices = [], [], []

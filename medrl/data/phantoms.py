@@ -45,7 +45,7 @@ def phantom(
     generator: np.random.Generator,
     *,
     shape: Sequence[int] = (48, 48, 48),
-    spacing_mm: float | Sequence[float] = 4.0,
+    spacing_mm: float | Sequence[float] | np.ndarray = 4.0,
     modality: Modality = "ct",
     affine: np.ndarray | Literal["random"] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

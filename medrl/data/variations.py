@@ -28,7 +28,7 @@ class Variations:
         multiple: int = 4, rotation_degrees: float = 12.0, log_size: float = 0.1, narrow: float = 0.5,
         deformation_mm: float | None = None, control_mm: float | None = None, log_gamma: float = 0.35,
         bias: float = 0.25,
-        noise: float = 0.04, cut: float = 0.3, shift_mm: float | None = None, window: tuple[float, float] | None = None,
+        noise: float = 0.04, cut: float = 0.3, shift_mm: float | None = None, window: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         deformation_mm = spacing_mm if deformation_mm is None else deformation_mm
         control_mm = 17.5 * spacing_mm if control_mm is None else control_mm

@@ -16,7 +16,7 @@ def spacing_of(ras_from_voxel: Tensor) -> Tensor:
     return ras_from_voxel[:3, :3].norm(dim=0)
 
 
-def bounding_box(ras_from_voxel: Tensor, shape: tuple[int, int, int], frame_from_ras: Tensor) -> tuple[Tensor, Tensor]:
+def bounding_box(ras_from_voxel: Tensor, shape: Sequence[int], frame_from_ras: Tensor) -> tuple[Tensor, Tensor]:
     """Corners (3,), (3,) in mm of the field of view in a frame; voxels are boxes, so half a voxel is added."""
     ends = torch.tensor(shape, dtype=torch.float64) - 0.5
     corners = torch.cartesian_prod(*(torch.tensor([-0.5, float(end)], dtype=torch.float64) for end in ends))
@@ -115,7 +115,7 @@ def canonical(
     spacing_mm: float,
     frame_from_ras: Tensor | None = None,
     box_mm: tuple[Tensor, Tensor] | None = None,
-    window: tuple[float, float] | None = None,
+    window: Sequence[float] | None = None,
     multiple: int = 4,
     largest: int = 40_000_000,
 ) -> tuple[Tensor, Tensor]:
