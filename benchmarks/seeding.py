@@ -1,17 +1,20 @@
 """What ten seeds of an agent are worth on the plain random walker, beside every rule that could place them.
 
-    python benchmarks/seeding.py --dataset_dirs DIR [DIR ...] --weights agent2d.pt [--dims 2] [--split test]
-        [--clone clone.pt] [--output results.json]
+    python benchmarks/seeding.py --dataset_dirs DIR [DIR ...] [--dims 2] [--split test]
+        [--weights agent.pt] [--clone clone.pt] [--output results.json]
 
-Rows, by case and both pairs of clicks (innermost and random): IoU after 0, 1, 3, 5 and 10 seeds; ``best`` is the
-highest IoU on the way (an oracle), ``kept`` the mask that the agent's quality estimate would return; ``drops`` the
-share of seeds that cost more than 0.02 IoU; ``agent better by`` the paired difference of the kept mask to the row's
-last one, with its bootstrap 95 % interval over cases.
+``agent`` plans its seeds ahead (``medrl.inference.seed_planning``) from those of the largest action values, which are
+``agent, one look a seed``; ``largest error, planned further`` is the same plan from the rule's seeds.  Rows, by case
+and both pairs of clicks (innermost and random): IoU after 0, 1, 3, 5 and 10 seeds; ``best`` is the highest IoU on the
+way (an oracle), ``kept`` the mask that the agent's quality head would return; ``drops`` the share of seeds that cost
+more than 0.02 IoU; ``agent better by`` the paired difference of the kept mask to the row's last one, with its
+bootstrap 95 % interval over cases.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from seeding_policies import (
     Looker,
+    Planned,
     Policy,
     agent,
     entropy,
@@ -31,6 +35,7 @@ from seeding_policies import (
 )
 from torch import Tensor
 
+from medrl.bundle import load
 from medrl.data.masks import read_mask_cases
 from medrl.data.seed_cases import SeedCases
 from medrl.data.seed_pool import fixed_cases
@@ -38,14 +43,18 @@ from medrl.data.write import write_json
 from medrl.networks.seednet import SeedNet
 from medrl.tasks.seeding import SeedingTask
 
-LATTICES = {2: ((84, 84), (20, 20)), 3: ((32, 32, 32), (8, 8, 8))}
+LATTICES = {2: ((84, 84), (20, 20)), 3: ((24, 24, 24), (6, 6, 6))}
+BUNDLE = Path(__file__).parents[1] / "bundles" / "seednet_interactive_segmentation"
 AFTER = (0, 1, 3, 5, 10)
 
 
-def load_network(path: Path, dims: int) -> SeedNet:
-    """A seeding network from its weights; its width is read from them."""
+def load_network(path: Path, dims: int, grid: Sequence[int] | None = None) -> SeedNet:
+    """A seeding network from a bundle's folder or from its weights; its width is read from them."""
+    if path.is_dir():
+        return load(path, "cpu").network.agent(dims)
     weights = torch.load(path, weights_only=True)
-    network = SeedNet(dims=dims, grid=LATTICES[dims][1], width=weights["stem.0.weight"].shape[0])
+    grid = LATTICES[dims][1] if grid is None else grid
+    network = SeedNet(dims=dims, grid=grid, width=weights["stem.0.weight"].shape[0])
     network.load_state_dict(weights)
     return network.eval()
 
@@ -63,17 +72,18 @@ def policies(look: Looker, clone: Looker | None, seed: int) -> dict[str, Policy]
         "random places, believed labels": random_believed(look, generator()),
         "entropy": entropy(look),
         "largest error of the segmentation head": largest_error(look),
-        "agent": agent(look, stop=False),
-        "agent, may stop": agent(look, stop=True),
+        "largest error, planned further": Planned(look, largest_error(look)),
+        "agent, one look a seed": agent(look, stop=False),
+        "agent": Planned(look, agent(look, stop=False)),
     }
     if clone is not None:
-        rows |= {"cloning alone": agent(clone, stop=False), "cloning alone, may stop": agent(clone, stop=True)}
+        rows |= {"cloning alone": agent(clone, stop=False)}
     return rows
 
 
 def score_rows(cases: SeedCases, look: Looker, clone: Looker | None, seed: int = 0) -> dict[str, Tensor]:
     """IoU (N, 11) of every row after each seed, the mean over the pairs of clicks, and of what its quality keeps."""
-    task = SeedingTask(cases, max_steps=max(AFTER))
+    task = SeedingTask(cases, max_steps=max(AFTER), gains_stride=4 - len(cases.shape))
     case = torch.arange(len(cases)).repeat_interleave(cases.pairs)
     pair = torch.arange(cases.pairs).repeat(len(cases))
     start, scores = task.start(case, pair), {}
@@ -97,7 +107,7 @@ def score_rows(cases: SeedCases, look: Looker, clone: Looker | None, seed: int =
 
 def write_table(scores: dict[str, Tensor]) -> str:
     """The rows as markdown."""
-    kept = scores["agent, may stop | kept"]
+    kept = scores["agent | kept"]
     head = " | ".join(str(n) for n in AFTER)
     lines = [f"| policy | {head} | best | kept | drops | agent better by |", "|---" * (len(AFTER) + 5) + "|"]
     alone = scores["network alone"]
@@ -121,7 +131,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Print a table for every dataset; returns what ``--output`` holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dirs", type=Path, nargs="+", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, default=BUNDLE, help="state dict of a SeedNet, or a bundle's folder")
     parser.add_argument("--clone", type=Path)
     parser.add_argument("--dims", type=int, default=2, choices=tuple(LATTICES))
     parser.add_argument("--split", default="test", choices=("training", "validation", "test"))

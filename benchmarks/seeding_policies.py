@@ -14,6 +14,7 @@ from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor, nn
 
 from medrl.data.seed_cases import unpack
+from medrl.inference.seed_planning import SeedPlanner
 from medrl.networks.seednet import SeedHeads
 from medrl.tasks.seeding import SeedingState, SeedingTask
 
@@ -94,6 +95,23 @@ def random_believed(look: Looker, generator: torch.Generator) -> Policy:
         return torch.where(inside, cell, cell + task.count)
 
     return choose
+
+
+class Planned:
+    """No truth: plans all seeds of an episode on what the segmentation head believes at its start, from a policy's."""
+
+    def __init__(self, look: Looker, policy: Policy, *, sweeps: int = 2) -> None:
+        self.look, self.policy, self.planner = look, policy, SeedPlanner(sweeps=sweeps)
+        self.actions, self.first = torch.zeros((0, 0), dtype=torch.int64), 0
+
+    def __call__(self, task: SeedingTask, state: SeedingState) -> Tensor:
+        """The next of the plan; a new plan wherever an episode begins or the last one has been played."""
+        done = int(task.placed(state)[0]) - self.first
+        if not 0 < done < self.actions.shape[1]:
+            self.first, done = int(task.placed(state)[0]), 0
+            belief = self.look(task, state).mask_logits.sigmoid()
+            self.actions = self.planner.plan(task, state, belief, self.policy)
+        return self.actions[:, done]
 
 
 def play(task: SeedingTask, policy: Policy, state: SeedingState, steps: int) -> list[SeedingState]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from medrl.geometry.random_walker import edge_weights, responses
 
@@ -86,12 +87,20 @@ class SeedCases:
         """True masks (B, V) bool."""
         return unpack(self.truth[case], self.table.shape[-1])
 
-    def columns(self, case: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Responses (B, k, V) of columns (B, k), and among themselves (B, k, k) in double precision."""
-        response = self.table[case[:, None], column]
+    def columns(self, case: Tensor, column: Tensor) -> Tensor:
+        """Responses (B, k, V) of columns (B, k)."""
+        return self.table[case[:, None], column]
+
+    def among(self, case: Tensor, column: Tensor) -> Tensor:
+        """Responses (B, k, k) of columns (B, k) at the nodes of one another, in double precision."""
         node = self.node[case[:, None], column]
-        among = response.gather(2, node[:, None].expand(-1, column.shape[1], -1)).double()
-        return response, (among + among.mT) / 2
+        among = self.table[case[:, None, None], column[:, :, None], node[:, None]].double()
+        return (among + among.mT) / 2
+
+    def blend(self, case: Tensor, column: Tensor, weight: Tensor) -> Tensor:
+        """Sums (B, V) of the responses of columns (B, k) by weights (B, k), without a copy of the responses."""
+        row = case[:, None] * self.table.shape[1] + column
+        return embedding_bag(row, self.table.flatten(0, 1), mode="sum", per_sample_weights=weight)
 
     def subset(self, keep: Sequence[int]) -> SeedCases:
         """The cases of some indices, sharing no memory."""

@@ -42,17 +42,21 @@ class Rules:
     """How a session goes.
 
     ``segmenter`` draws the mask; with ``prior`` the object's probability from the user's clicks is its prior: the click
-    network's and, for ``agent_share`` of the logit, that of the agent's own segmentation head.
-    The agent places at most ``max_seeds``, or ``slice_seeds`` in each slice where a volume is done slice by slice.
-    ``keep`` is the mask with the "best" estimated quality or the "last".  The view is the clicks' box and ``margin_mm``
+    network's and, for ``agent_share`` of the logit, that of the agent's own segmentation head.  A random walker without
+    a prior draws on the agent's own lattice.
+    The agent places at most ``max_seeds``, or ``slice_seeds`` in each slice where a volume is done slice by slice; it
+    plans them with so many ``sweeps`` of :class:`medrl.inference.seed_planning.SeedPlanner`, 0 for no plan.
+    ``keep`` is the mask with the "best" estimated quality (the overlap it may expect with the believed object) or the
+    "last".  The view is the clicks' box and ``margin_mm``
     round it; with ``zoom`` s, it closes in to the believed object and s times its longest side round it.  Where the
     user gives no background, the agent's first background seed lies at most ``reach`` lattice steps outside the
     believed object.  ``lattice`` is that on which the agent decides, by the number of axes.
     """
 
-    segmenter: Segmenter = field(default_factory=lambda: RandomWalker(prior_weight=0.1))
+    segmenter: Segmenter = field(default_factory=lambda: RandomWalker(prior_weight=0.3))
     prior: bool = True
     max_seeds: int = 10
+    sweeps: int = 2
     slice_seeds: int = 3
     keep: str = "best"
     margin_mm: float = 150.0

@@ -14,12 +14,15 @@ from medrl.data.regions import Region, is_ct, region_of, restore_mask, seed_map
 from medrl.data.seed_cases import cell_centres
 from medrl.data.seeds import BACKGROUND, FOREGROUND, Seeds, check_seeds, join_seeds, make_seeds, seed_voxels
 from medrl.geometry.grids import spacing_of
+from medrl.geometry.overlap import expected_iou
 from medrl.geometry.random_walker import edge_weights, walk
 from medrl.geometry.segmenters import RandomWalker
 from medrl.inference.click_network import ClickPrior
+from medrl.inference.seed_planning import SeedPlanner, highest_value, one_session
 from medrl.inference.segmentation import NETWORK, WALKER, Drawn, Rules, Segmentation
-from medrl.inference.views import corners_of, expected_iou, innermost, look, positions, resample, surest
+from medrl.inference.views import corners_of, innermost, look, positions, resample, surest
 from medrl.networks.seed_networks import SeedNetworks
+from medrl.networks.seednet import SeedHeads
 from medrl.tasks.seeding import render
 
 LEAST_VOXELS = 8  # round the believed object are seen at least
@@ -48,12 +51,13 @@ class Session:
         self.history: list[Drawn] = []
         self.mask: Tensor | None = None  # (X, Y, Z) bool, once the user has corrected it
         self.stopped = False
+        self.plan: list[int] | None = None  # actions to come
 
     @torch.no_grad()
     def start(self, seeds: Seeds | None = None) -> None:
         """Begin from the user's clicks: any number, of one kind, of both, or none."""
         self.user, self.placed, self.history = make_seeds() if seeds is None else seeds, make_seeds(), []
-        self.mask, self.stopped = None, False
+        self.mask, self.stopped, self.plan = None, False, None
         check_seeds(self.user, self.image, "seeds")
         around = self.user.position_ras
         self._lay(region_of(self.image, around=around, margin_mm=self.rules.margin_mm), around, self.rules.margin_mm)
@@ -73,11 +77,8 @@ class Session:
         self.stopped = self.stopped or len(self.placed.foreground) >= self.rules.max_seeds
         if self.stopped:
             return False
-        values = self.values.clone()
-        count = len(self.cells)
-        values[: 2 * count].view(2, count)[:, self._taken()] = -torch.inf
-        action = int(values.argmax())
-        if action == 2 * count or not bool(values[action].isfinite()):
+        action, count = self._next_action(), len(self.cells)
+        if action >= 2 * count:
             self.stopped = True
             return False
         node = self.cells[action % count : action % count + 1]
@@ -137,7 +138,8 @@ class Session:
 
     def masks(self, counts: Sequence[int]) -> dict[str, Tensor]:
         """Masks (X, Y, Z) bool on the image's grid after so many of the agent's seeds, and without an agent."""
-        plain = RandomWalker()(self.fine.grey, seed_map(self.user, self.fine.region)[None].to(self.device))
+        plain = walk(self.weights, seed_map(self.user, self.coarse.region)[None].to(self.device))
+        plain = resample(plain, self.coarse.region, self.fine.region)
         drawn = {NETWORK: self.belief, WALKER: plain}
         for count in counts:
             drawn[str(count)] = next(d.potential for d in reversed(self.history) if d.count <= max(count, self.first))
@@ -170,14 +172,19 @@ class Session:
             logit = logit + (1 - share) * self._seen_by_click_network().clamp(1e-4, 1 - 1e-4).logit()
         return logit.sigmoid()
 
-    def _seen_by_agent(self) -> Tensor:
-        painted = seed_map(self.user, self.coarse.region)[None].to(self.device)
+    def _look(self, painted: Tensor) -> SeedHeads:
+        """What the agent says of seeds (1, *S) on its own lattice, and of the plain random walker from them."""
+        left = max(0.0, 1 - len(self.placed.foreground) / max(1, self.rules.max_seeds))
         observation = render(
-            self.coarse.grey, walk(self.weights, painted), painted == FOREGROUND, painted == BACKGROUND,
-            torch.ones(1, device=self.device),
+            self.coarse.grey, walk(self.weights, painted, start=self.walked), painted == FOREGROUND,
+            painted == BACKGROUND, torch.full((1,), left, device=self.device),
         )  # fmt: skip
-        logits = self.agent.split(self.agent(observation).float()).mask_logits
-        return resample(logits.sigmoid().reshape(1, *self.coarse.region.shape), self.coarse.region, self.fine.region)
+        return self.agent.split(self.agent(observation).float())
+
+    def _seen_by_agent(self) -> Tensor:
+        clicks = seed_map(self.user, self.coarse.region)[None].to(self.device)
+        seen = self._look(clicks).mask_logits.sigmoid().reshape(1, *self.coarse.region.shape)
+        return resample(seen, self.coarse.region, self.fine.region)
 
     def _seen_by_click_network(self) -> Tensor:
         nodes = self.fine.region.node(self.user.position_ras).tolist()
@@ -221,33 +228,47 @@ class Session:
         return seed_map(join_seeds(self.placed, self.user), region)[None].to(self.device)
 
     def _draw(self, *, floor: Tensor | None = None, ceiling: Tensor | None = None) -> None:
-        """Solve on both lattices, and ask the agent for its values and for the quality of the mask."""
-        coarse = self._paint(self.coarse.region)
-        self.walked = walk(self.weights, coarse, start=self.walked)
-        # in nodes, as the agent's own walker: per mm, edges between thick slices would hardly count
+        """Solve on both lattices, and estimate how good the mask is."""
+        self.walked = walk(self.weights, self._paint(self.coarse.region), start=self.walked)
         prior = self.belief if self.rules.prior else None
-        self.potential = self.rules.segmenter(
-            self.fine.grey, self._paint(self.fine.region), prior=prior, start=self.potential
-        )
+        if prior is None and isinstance(self.rules.segmenter, RandomWalker):  # what the agent sees and plans by
+            self.potential = resample(self.walked, self.coarse.region, self.fine.region)
+        else:
+            self.potential = self.rules.segmenter(
+                self.fine.grey, self._paint(self.fine.region), prior=prior, start=self.potential
+            )
         self.potential = self.potential if floor is None else torch.maximum(self.potential, floor)
         self.potential = self.potential if ceiling is None else torch.minimum(self.potential, ceiling)
-        count = len(self.placed.foreground)
-        drawn = resample(self.potential, self.fine.region, self.coarse.region)
-        share = max(0.0, 1 - count / max(1, self.rules.max_seeds))
-        observation = render(
-            self.coarse.grey.expand(2, *self.coarse.region.shape), torch.cat([self.walked, drawn]),
-            (coarse == FOREGROUND).expand(2, *self.coarse.region.shape),
-            (coarse == BACKGROUND).expand(2, *self.coarse.region.shape), torch.full((2,), share, device=self.device),
+        quality = expected_iou(self.belief, self.potential > 0.5)
+        self.history.append(Drawn(len(self.placed.foreground), self.potential, float(quality)))
+
+    def _next_action(self) -> int:
+        """The next of the agent's plan; without a plan the largest value among free cells and the stop."""
+        taken, count = self._taken(), len(self.cells)
+        if self.rules.sweeps == 0:
+            values = self._look(self._paint(self.coarse.region)).q.flatten()
+            values[: 2 * count].view(2, count)[:, taken] = -torch.inf
+            return int(values.argmax())
+        if self.plan is None:
+            self.plan = self._make_plan(taken)
+        return self.plan.pop(0) if self.plan else 2 * count
+
+    def _make_plan(self, taken: Tensor) -> list[int]:
+        """Plan all seeds by the plain random walker of the coarse lattice, on the object believed in there."""
+        seeds = join_seeds(self.user, self.placed)
+        count = min(self.rules.max_seeds - len(self.placed.foreground), int((~taken).sum()))
+        task, state = one_session(
+            self.coarse.grey, self.coarse.region.node(seeds.position_ras), seeds.foreground, grid=self.agent.grid,
+            count=count, gains_stride=4 - self.axes,
         )  # fmt: skip
-        heads = self.agent.split(self.agent(observation).float())
-        self.values = heads.q[0].flatten()
-        quality = heads.quality[1].sigmoid()
-        if prior is not None:  # masks that the agent's own walker cannot draw, and that its quality head never saw
-            quality = expected_iou(prior, self.potential > 0.5)
-        self.history.append(Drawn(count, self.potential, float(quality)))
+        forbidden = taken.to(self.device)
+        belief = resample(self.belief, self.fine.region, self.coarse.region).reshape(1, -1)
+        policy = highest_value(self.agent, forbidden=forbidden)
+        planner = SeedPlanner(sweeps=self.rules.sweeps)
+        return planner.plan(task, state, belief, policy, count=count, forbidden=forbidden)[0].tolist()
 
     def _taken(self) -> Tensor:
-        """Cells (C,) bool that hold a seed, or whose centre lies in a voxel that does."""
+        """Cells (C,) bool not to be seeded: they hold a seed, or their centre's voxel does, or an earlier cell's."""
         region, grid = self.coarse.region, self.agent.grid
         seeds = join_seeds(self.user, self.placed)
         node = region.node(seeds.position_ras)
@@ -256,8 +277,9 @@ class Session:
         taken = torch.zeros(grid, dtype=torch.bool)
         taken[tuple(cell.T)] = True
         centres = make_seeds(positions(region, self.cells), [True] * len(self.cells))
-        here, there = seed_voxels(centres, self.image), seed_voxels(seeds, self.image)
-        return taken.flatten() | (here[:, None] == there[None]).all(-1).any(1)
+        voxels = torch.cat([seed_voxels(seeds, self.image), seed_voxels(centres, self.image)])
+        same = (voxels[:, None] == voxels[None]).all(-1).tril(-1).any(1)
+        return taken.flatten() | same[len(seeds.foreground) :]
 
     def _kept(self) -> Drawn:
         if self.rules.keep == "last":

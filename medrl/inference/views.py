@@ -58,9 +58,3 @@ def surest(object_: Tensor, likelihood: Tensor, free: Tensor, region: Region, *,
     near = free & (distance > 1) & (distance <= reach)
     chance = torch.where(near if bool(near.any()) else free, likelihood, torch.inf)
     return positions(region, chance.flatten().argmin()[None])
-
-
-def expected_iou(belief: Tensor, mask: Tensor) -> Tensor:
-    """The intersection over union () that a mask (1, *S) bool may hope for if ``belief`` (1, *S) is right."""
-    both = (belief * mask).sum()
-    return both / (mask.sum() + belief.sum() - both).clamp(min=1e-6)

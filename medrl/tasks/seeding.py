@@ -121,8 +121,7 @@ class SeedingTask(Task):
 
     def outputs(self, state: SeedingState) -> dict[str, Any]:
         """Masks (B, *S) bool, and the nodes and labels of all seeds in the order of placing."""
-        column = (state.seeds.abs().long() - 1).clamp(min=0)
-        node = self.cases.node[state.case.long()[:, None], column]
+        node = self.cases.node[state.case.long()[:, None], _columns(state)]
         used = state.seeds != 0
         return {
             "case": [self.cases.names[int(c)] for c in state.case],
@@ -136,11 +135,11 @@ class SeedingTask(Task):
     def start(self, case: Tensor, pair: Tensor | int) -> SeedingState:
         """Fresh states on cases (B,) from their pairs of clicks (B,)."""
         case = case.long()
-        seeds = torch.zeros((len(case), self.capacity), dtype=torch.int16, device=self.cases.device)
         first = self.count + 2 * torch.as_tensor(pair, device=self.cases.device).expand(len(case))
-        seeds[:, 0], seeds[:, 1] = (first + 1).to(torch.int16), (-(first + 2)).to(torch.int16)
+        seeds = torch.stack([first + 1, -(first + 2)], 1).to(torch.int16)
         stopped = torch.zeros(len(case), dtype=torch.bool, device=self.cases.device)
-        return self.complete(SeedingState(case.to(torch.int16), seeds, stopped, None))
+        state = self.complete(SeedingState(case.to(torch.int16), seeds, stopped, None))  # of two columns only: cheap
+        return state._replace(seeds=torch.nn.functional.pad(seeds, (0, self.capacity - 2)))
 
     def sample(self, count: int, generator: torch.Generator) -> SeedingState:
         """States of supervised training: a random case, the user's clicks, further correct seeds."""
@@ -153,14 +152,16 @@ class SeedingTask(Task):
 
     def potential(self, state: SeedingState) -> Tensor:
         """The random walker's probability (B, V) of foreground."""
-        response, system, value, _ = self._system(state)
-        solution = torch.linalg.solve_ex(system, value[..., None])[0][..., 0]  # never synchronises
-        return torch.einsum("bk,bkv->bv", solution[:, :-1].float(), response).add(solution[:, -1:].float()).clamp(0, 1)
+        system, value, _ = self._equations(state)
+        solution = torch.linalg.solve_ex(system, value[..., None])[0][..., 0].float()  # never synchronises
+        blend = self.cases.blend(state.case.long(), _columns(state), solution[:, :-1])
+        return blend.add_(solution[:, -1:]).clamp_(0, 1)
 
-    def gains(self, state: SeedingState) -> tuple[Tensor, Tensor]:
+    def gains(self, state: SeedingState, object_: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """IoU gained (B, A) by every action in one step, and the IoU (B,) now, both on the sampled voxels.
 
-        With the columns of the present seeds eliminated, a further seed of label y at node j changes the potential by
+        ``object_`` (B, V) is a probability that takes the place of the truth, for plans.  With the columns of the
+        present seeds eliminated, a further seed of label y at node j changes the potential by
         ``(y - u_j) h_j(x) / h_j(x_j)`` (the Schur complement of the linear system).
         """
         case, nodes = state.case.long(), self.sample_nodes
@@ -178,7 +179,7 @@ class SeedingTask(Task):
         h = torch.baddbmm(h, weight.mT, base)  # (B, C, V')
         self_h = self.cases.table[case[:, None], column, here]
         self_h = self_h + (weight[:, :-1] * at_cells.float()).sum(1) + weight[:, -1]
-        truth = self.cases.masks(case)[:, nodes].float()
+        truth = (self.cases.masks(case) if object_ is None else object_)[:, nodes].float()
         iou = []
         for label in (1.0, 0.0):
             factor = (label - u_cell) / self_h.clamp(min=1e-6)
@@ -202,24 +203,27 @@ class SeedingTask(Task):
 
     def seed_map(self, state: SeedingState, sign: int) -> Tensor:
         """(B, V) bool: the seeds of one label, 1 for foreground, -1 for background."""
-        node = self.cases.node[state.case.long()[:, None], (state.seeds.abs().long() - 1).clamp(min=0)]
+        node = self.cases.node[state.case.long()[:, None], _columns(state)]
         empty = torch.zeros((len(node), self.cases.table.shape[-1]), dtype=torch.int8, device=node.device)
         return empty.scatter_add(1, node, (state.seeds.sign() == sign).to(torch.int8)) > 0
 
     def _system(self, state: SeedingState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Responses (B, k, V), bordered system (B, k + 1, k + 1), its right side (B, k + 1), seeds in use (B, k)."""
-        case, column = state.case.long(), (state.seeds.abs().long() - 1).clamp(min=0)
+        """Responses (B, k, V), and the equations of their weights, which are 0 for seeds not in use."""
+        return self.cases.columns(state.case.long(), _columns(state)), *self._equations(state)
+
+    def _equations(self, state: SeedingState) -> tuple[Tensor, Tensor, Tensor]:
+        """Bordered system (B, k + 1, k + 1), its right side (B, k + 1), seeds in use (B, k)."""
+        case, column = state.case.long(), _columns(state)
         used = (state.seeds != 0) & ~_repeated(self.cases.node[case[:, None], column], state.seeds != 0)
-        response, among = self.cases.columns(case, column)
         both = used[:, :, None] & used[:, None, :]
         identity = torch.eye(used.shape[1], dtype=torch.float64, device=case.device)
-        system = torch.where(both, among, identity)
+        system = torch.where(both, self.cases.among(case, column), identity)
         border = used.double()
         system = torch.cat(
             [torch.cat([system, border[:, :, None]], 2), torch.nn.functional.pad(border, (0, 1))[:, None]], 1
         )
         value = torch.nn.functional.pad((used & (state.seeds > 0)).double(), (0, 1))
-        return response * used[..., None], system, value, used
+        return system, value, used
 
     def _iou(self, potential: Tensor, truth: Tensor) -> Tensor:
         """IoU (...) of masks, or soft masks, from potentials (..., V)."""
@@ -261,6 +265,11 @@ def render(image: Tensor, potential: Tensor, foreground: Tensor, background: Ten
     mask = (potential > 0.5).to(torch.uint8) * 255
     planes = (image, mask, (potential * 255).round().to(torch.uint8), _crosses(foreground), _crosses(background), rest)
     return torch.stack(planes, 1)
+
+
+def _columns(state: SeedingState) -> Tensor:
+    """Columns (B, K) of the table that the seeds belong to, the first one where there is no seed."""
+    return (state.seeds.abs().long() - 1).clamp(min=0)
 
 
 def _repeated(node: Tensor, used: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class ClickBatches:
             yield self.draw()
 
     def draw(self) -> dict[str, Any]:
-        """One batch: ``image`` (B, *S) uint8, ``label`` (B, *S) bool and ``clicks``."""
+        """One batch: ``image`` (B, *S) uint8, ``label`` (B, *S) bool, ``clicks`` and ``group``."""
         generator = self.generator
         group = self.groups[int(generator.choice(len(self.groups), p=self.share))]
         members = [volume for volume in self.volumes if volume.group == group]
@@ -98,6 +98,7 @@ class ClickBatches:
             "image": torch.stack([sample.image for sample in samples]),
             "label": torch.stack([sample.mask for sample in samples]),
             "clicks": stack_clicks(rows),
+            "group": group,
         }
 
     def _shape(self, volume: Volume) -> tuple[int, ...]:

@@ -234,7 +234,7 @@ def test_a_small_object_is_seen_closely():
     matrix = torch.diag(torch.tensor([1.0, 1.0, 1.2, 1.0]).double())
     image = MetaTensor((values + 1000 * small)[None], affine=matrix)
     clicks = make_seeds([ras(image, 58, 26, 47), ras(image, 72, 26, 47)], [True, False])
-    near, far = (session_on(image, clicks, replace(PLAIN, zoom=zoom)) for zoom in (0.75, None))
+    near, far = (session_on(image, clicks, replace(PRIOR, zoom=zoom)) for zoom in (0.75, None))
     assert np.prod(far.fine.region.shape) <= 48**3
     assert max(far.fine.region.spacing_mm) > 1.5
     assert max(near.fine.region.spacing_mm) < 1.25  # about the voxels

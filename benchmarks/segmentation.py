@@ -1,17 +1,26 @@
-"""How fast the random walker is, beside scikit-image's, on the same systems; prints a markdown table.
+"""How fast segmentation is: the random walker, beside scikit-image's on the same systems, and the environment.
 
-    python benchmarks/segmentation_speed.py [--shapes 84x84,48x48x48] [--rows 1,16,64] [--seconds 2] [--threads 1]
-        [--json speed.json]
+    python benchmarks/segmentation.py [--parts walker,environment] [--shapes 84x84,48x48x48] [--rows 1,16,64]
+        [--seconds 2] [--threads 1] [--json speed.json]
+
+The walker's rows:
 
 solve      seconds a potential from the image and all its seeds, edge weights included
 seed       seconds for one more seed: ours begins from the potential before it; scikit-image can only solve again
 prior      as solve, with a probability for every node that the potential is drawn to
 responses  seconds to prepare an image for exact potentials, and seconds for each of them
 
-Beside each time stands the largest error of a potential against an exact solution, over all nodes of all rows: modes
-of scikit-image at their default tolerance are far from equal in it.  The ratios compare ours at its default tolerance
-with the fastest of its modes that is as good as the error named.  Images are soft ellipsoids with noise; seeds are one
-to three inside an object and one to five outside.  Needs scikit-image; its mode cg_mg needs pyamg.
+The environment's, on slices and boxes of synthetic lesions:
+
+steps      steps/s of all rows: random actions, resets and observations included
+agent      seconds for a seed of an agent: observation, network of width 24 on these rows at once, and solve
+replay     bytes a transition; observations are rendered when drawn
+
+Beside each time of the walker stands the largest error of a potential against an exact solution, over all nodes of all
+rows: modes of scikit-image at their default tolerance are far from equal in it.  The ratios compare ours at its default
+tolerance with the fastest of its modes that is as good as the error named.  Images are soft ellipsoids with noise;
+seeds are one to three inside an object and one to five outside.  The walker's rows need scikit-image, whose mode cg_mg
+needs pyamg.  Prints a markdown table.
 """
 
 from __future__ import annotations
@@ -28,19 +37,31 @@ import torch
 from report import Row, figure, table, write_json
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, avg_pool3d
-from workloads import Timing, measure
+from workloads import Timing, measure, random_steps
 
+from medrl.environment import Environment
+from medrl.experience import Replay
 from medrl.geometry.random_walker import combine, edge_weights, eliminate, responses, walk
+from medrl.gym import phantom_seeding
+from medrl.networks.seednet import SeedNet
+from medrl.tasks.seeding import SeedingState, SeedingTask
 
+PARTS = ("walker", "environment")
 MODES = ("bf", "cg", "cg_j", "cg_mg")
 GOOD = 2e-2  # the error of cg_j, its default, at its default tolerance
 LARGEST_DIRECT = 20_000  # nodes from which on a direct solver takes minutes
+LATTICES = (((84, 84), (20, 20)), ((24, 24, 24), (6, 6, 6)))  # of the environment, and their grids of cells
+WIDTH = 24  # of the agent's network
+
+
+def taken(timing: Timing) -> float:
+    """Seconds of the CPU on one thread, by the clock on several."""
+    return timing.cpu if torch.get_num_threads() == 1 else timing.wall
 
 
 def timed(part: str, what: str, timing: Timing, rows: int, wrong: float | None = None) -> Row:
-    """Seconds for each of ``rows``: of the CPU on one thread, by the clock on several."""
-    taken = timing.cpu if torch.get_num_threads() == 1 else timing.wall
-    return Row(part, what, taken / rows, "s", "" if wrong is None else f"error {figure(wrong)}")
+    """Seconds for each of ``rows``."""
+    return Row(part, what, taken(timing) / rows, "s", "" if wrong is None else f"error {figure(wrong)}")
 
 
 def systems(shape: tuple[int, ...], rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +152,7 @@ def shape_rows(shape: tuple[int, ...], counts: Sequence[int], seconds: float) ->
 
         before = solve()
         wrong = error(before[:few_here], truth[:few_here])
-        what = f"{name}, {count} row{'s' * (count > 1)}"
+        what = f"{name}, {rows_of(count)}"
         rows.append(timed("solve", what, measure(solve, seconds=seconds), count, wrong))
         if best is not None:
             note = f"{best.what.split(', ')[1]} / ours"
@@ -176,22 +197,64 @@ def response_rows(image: Tensor, seeds: Tensor, seconds: float) -> list[Row]:
     ]
 
 
+def environment_rows(task: SeedingTask, counts: Sequence[int], seconds: float) -> list[Row]:
+    """Steps/s for every number of rows, seconds of an agent's seed for the fewest and the most, and bytes."""
+    name = name_of(task.cases.image)
+    out = []
+    for count in counts:
+        timing = measure(random_steps(Environment(task, num_envs=count)), seconds=seconds)
+        out.append(Row("steps", f"{name}, {rows_of(count)}", count / taken(timing), "steps/s"))
+    torch.manual_seed(0)
+    network = SeedNet(dims=len(task.cases.shape), grid=task.cases.grid, width=WIDTH).eval()
+    for count in sorted({min(counts), max(counts)}):
+        state = task.start(torch.arange(count) % len(task.cases), 0)
+
+        @torch.inference_mode()
+        def seed(state: SeedingState = state) -> SeedingState:
+            values = network.split(network(task.observe(state))).q[:, 0, 0, : 2 * task.count]
+            return task.advance(state, values.argmax(1))
+
+        out.append(timed("agent", f"{name}, {rows_of(count)}", measure(seed, seconds=seconds), count))
+    return [*out, Row("replay", name, transition_bytes(task), "bytes/transition")]
+
+
+def transition_bytes(task: SeedingTask) -> float:
+    """What a replay of 64 rows reserves for each transition, which the first step shows."""
+    environment = Environment(task, num_envs=64)
+    environment.reset()
+    replay, state = Replay(task, capacity=2048, num_envs=64), environment.state
+    action = torch.zeros(64, dtype=torch.int64)
+    step = environment.advance(action)
+    ended = step.terminated | step.truncated
+    replay.add(state, action, step.final_state, step.terminated, ended, step.metrics["active"])
+    return replay.bytes_per_transition()
+
+
 def name_of(image: Tensor) -> str:
     """For instance 84x84."""
     return "x".join(str(n) for n in image.shape[1:])
 
 
+def rows_of(count: int) -> str:
+    """For instance 16 rows."""
+    return f"{count} row{'s' * (count > 1)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="84x84,48x48x48", help="lattices, with commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, with commas between")
+    parser.add_argument("--shapes", default="84x84,48x48x48", help="lattices of the walker, with commas between")
     parser.add_argument("--rows", default="1,16,64", help="batch sizes, with commas between")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
     parser.add_argument("--threads", type=int, default=1, help="of torch; from 2 on, times are those of the clock")
     parser.add_argument("--small", action="store_true", help="a few seconds on small lattices, to see that it runs")
     parser.add_argument("--json", type=Path, help="also write the measurements to this file")
     options = parser.parse_args(arguments)
-    if importlib.util.find_spec("skimage") is None:
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: expected {' or '.join(PARTS)}")
+    if "walker" in parts and importlib.util.find_spec("skimage") is None:
         print("scikit-image is needed for the comparison: pip install scikit-image pyamg", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
@@ -200,12 +263,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = [int(count) for count in options.rows.split(",")]
     except ValueError:
         parser.error("shapes are written as 84x84,48x48x48 and rows as 1,16,64")
+    lattices, patients = LATTICES, 8
     if options.small:
         shapes, counts, options.seconds = [(24, 20), (9, 10, 11)], [1, 3], 0.0
+        lattices, patients = (((24, 20), (6, 5)), ((9, 10, 11), (2, 2, 2))), 2
     rows: list[Row] = []
-    for shape in shapes:
+    for shape in shapes if "walker" in parts else ():
         # volumes are solved one after another: on a CPU a batch of them gains nothing
         rows += shape_rows(shape, counts if len(shape) == 2 else counts[:1], options.seconds)
+    for shape, grid in lattices if "environment" in parts else ():
+        rows += environment_rows(phantom_seeding(patients=patients, shape=shape, grid=grid), counts, options.seconds)
     kind = "CPU seconds on one thread" if options.threads == 1 else f"seconds by the clock, {options.threads} threads"
     machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
     print(f"Times are {kind} ({machine}).\n")
