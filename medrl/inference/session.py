@@ -20,10 +20,10 @@ from medrl.geometry.segmenters import RandomWalker
 from medrl.inference.click_network import ClickPrior
 from medrl.inference.seed_planning import SeedPlanner, highest_value, one_session
 from medrl.inference.segmentation import NETWORK, WALKER, Drawn, Rules, Segmentation
-from medrl.inference.views import corners_of, innermost, look, positions, resample, surest
+from medrl.inference.views import closed_cells, corners_of, innermost, look, positions, resample, surest
 from medrl.networks.seed_networks import SeedNetworks
 from medrl.networks.seednet import SeedHeads
-from medrl.tasks.seeding import render
+from medrl.tasks.seeding import SeedingState, SeedingTask, render
 
 LEAST_VOXELS = 8  # round the believed object are seen at least
 
@@ -52,12 +52,13 @@ class Session:
         self.mask: Tensor | None = None  # (X, Y, Z) bool, once the user has corrected it
         self.stopped = False
         self.plan: list[int] | None = None  # actions to come
+        self.sketch: tuple[SeedingTask, SeedingState] | None = None  # the plan's world
 
     @torch.no_grad()
     def start(self, seeds: Seeds | None = None) -> None:
         """Begin from the user's clicks: any number, of one kind, of both, or none."""
         self.user, self.placed, self.history = make_seeds() if seeds is None else seeds, make_seeds(), []
-        self.mask, self.stopped, self.plan = None, False, None
+        self.mask, self.stopped, self.plan, self.sketch = None, False, None, None
         check_seeds(self.user, self.image, "seeds")
         around = self.user.position_ras
         self._lay(region_of(self.image, around=around, margin_mm=self.rules.margin_mm), around, self.rules.margin_mm)
@@ -83,6 +84,9 @@ class Session:
             return False
         node = self.cells[action % count : action % count + 1]
         self._place(positions(self.coarse.region, node), action < count)
+        if self.sketch is not None:
+            task, state = self.sketch
+            self.sketch = task, task.advance(state, torch.tensor([action], device=self.device))
         self._draw()
         return True
 
@@ -106,7 +110,7 @@ class Session:
         kept = self._kept()
         self.placed = Seeds(*(part[: kept.count] for part in self.placed))
         former, region = kept.potential, self.fine.region
-        self.user = user
+        self.user, self.sketch = user, None
         if int(region.node(user.position_ras[-1:])) < 0:  # outside the view: a wider one
             corners, margin_mm = torch.cat([corners_of(region), user.position_ras]), self.rules.margin_mm
             self._lay(region_of(self.image, around=corners, margin_mm=margin_mm), corners, margin_mm)
@@ -153,7 +157,6 @@ class Session:
         coarse = region_of(self.image, around=around, margin_mm=margin_mm, size=size)
         self.fine, self.coarse = (look(self.image, each, self.ct, self.device) for each in (region, coarse))
         self.weights = edge_weights(self.coarse.grey)
-        self.walked: Tensor | None = None
         self.potential: Tensor | None = None
         self.cells = cell_centres(coarse.shape, self.agent.grid)
         self.belief = self._believe()
@@ -176,7 +179,7 @@ class Session:
         """What the agent says of seeds (1, *S) on its own lattice, and of the plain random walker from them."""
         left = max(0.0, 1 - len(self.placed.foreground) / max(1, self.rules.max_seeds))
         observation = render(
-            self.coarse.grey, walk(self.weights, painted, start=self.walked), painted == FOREGROUND,
+            self.coarse.grey, walk(self.weights, painted), painted == FOREGROUND,
             painted == BACKGROUND, torch.full((1,), left, device=self.device),
         )  # fmt: skip
         return self.agent.split(self.agent(observation).float())
@@ -228,11 +231,10 @@ class Session:
         return seed_map(join_seeds(self.placed, self.user), region)[None].to(self.device)
 
     def _draw(self, *, floor: Tensor | None = None, ceiling: Tensor | None = None) -> None:
-        """Solve on both lattices, and estimate how good the mask is."""
-        self.walked = walk(self.weights, self._paint(self.coarse.region), start=self.walked)
+        """Solve, and estimate how good the mask is."""
         prior = self.belief if self.rules.prior else None
-        if prior is None and isinstance(self.rules.segmenter, RandomWalker):  # what the agent sees and plans by
-            self.potential = resample(self.walked, self.coarse.region, self.fine.region)
+        if prior is None and isinstance(self.rules.segmenter, RandomWalker):  # as the agent sees it and plans by
+            self.potential = resample(self._walked(), self.coarse.region, self.fine.region)
         else:
             self.potential = self.rules.segmenter(
                 self.fine.grey, self._paint(self.fine.region), prior=prior, start=self.potential
@@ -242,44 +244,39 @@ class Session:
         quality = expected_iou(self.belief, self.potential > 0.5)
         self.history.append(Drawn(len(self.placed.foreground), self.potential, float(quality)))
 
+    def _walked(self) -> Tensor:
+        """The plain random walker's potential (1, *S) on the coarse lattice, by the plan's table if there is one."""
+        if self.sketch is None:
+            return walk(self.weights, self._paint(self.coarse.region))
+        task, state = self.sketch
+        return task.potential(state).reshape(self.coarse.grey.shape)
+
     def _next_action(self) -> int:
         """The next of the agent's plan; without a plan the largest value among free cells and the stop."""
-        taken, count = self._taken(), len(self.cells)
+        count = len(self.cells)
         if self.rules.sweeps == 0:
             values = self._look(self._paint(self.coarse.region)).q.flatten()
-            values[: 2 * count].view(2, count)[:, taken] = -torch.inf
+            values[: 2 * count].view(2, count)[:, self._taken()] = -torch.inf
             return int(values.argmax())
         if self.plan is None:
-            self.plan = self._make_plan(taken)
+            self._make_plan()
         return self.plan.pop(0) if self.plan else 2 * count
 
-    def _make_plan(self, taken: Tensor) -> list[int]:
+    def _make_plan(self) -> None:
         """Plan all seeds by the plain random walker of the coarse lattice, on the object believed in there."""
-        seeds = join_seeds(self.user, self.placed)
+        seeds, taken = join_seeds(self.user, self.placed), self._taken().to(self.device)
         count = min(self.rules.max_seeds - len(self.placed.foreground), int((~taken).sum()))
-        task, state = one_session(
+        task, state = self.sketch = one_session(
             self.coarse.grey, self.coarse.region.node(seeds.position_ras), seeds.foreground, grid=self.agent.grid,
             count=count, gains_stride=4 - self.axes,
         )  # fmt: skip
-        forbidden = taken.to(self.device)
         belief = resample(self.belief, self.fine.region, self.coarse.region).reshape(1, -1)
-        policy = highest_value(self.agent, forbidden=forbidden)
-        planner = SeedPlanner(sweeps=self.rules.sweeps)
-        return planner.plan(task, state, belief, policy, count=count, forbidden=forbidden)[0].tolist()
+        policy, planner = highest_value(self.agent, forbidden=taken), SeedPlanner(sweeps=self.rules.sweeps)
+        self.plan = planner.plan(task, state, belief, policy, count=count, forbidden=taken)[0].tolist()
 
     def _taken(self) -> Tensor:
-        """Cells (C,) bool not to be seeded: they hold a seed, or their centre's voxel does, or an earlier cell's."""
-        region, grid = self.coarse.region, self.agent.grid
         seeds = join_seeds(self.user, self.placed)
-        node = region.node(seeds.position_ras)
-        index = torch.stack(torch.unravel_index(node[node >= 0], region.shape), -1)
-        cell = index * torch.tensor(grid) // torch.tensor(region.shape)
-        taken = torch.zeros(grid, dtype=torch.bool)
-        taken[tuple(cell.T)] = True
-        centres = make_seeds(positions(region, self.cells), [True] * len(self.cells))
-        voxels = torch.cat([seed_voxels(seeds, self.image), seed_voxels(centres, self.image)])
-        same = (voxels[:, None] == voxels[None]).all(-1).tril(-1).any(1)
-        return taken.flatten() | same[len(seeds.foreground) :]
+        return closed_cells(seeds, self.cells, self.agent.grid, self.coarse.region, self.image)
 
     def _kept(self) -> Drawn:
         if self.rules.keep == "last":

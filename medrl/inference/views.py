@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from medrl.data.regions import Region, grey_levels, sample_image
+from medrl.data.seeds import Seeds, make_seeds, seed_voxels
 
 
 class View(NamedTuple):
@@ -58,3 +60,20 @@ def surest(object_: Tensor, likelihood: Tensor, free: Tensor, region: Region, *,
     near = free & (distance > 1) & (distance <= reach)
     chance = torch.where(near if bool(near.any()) else free, likelihood, torch.inf)
     return positions(region, chance.flatten().argmin()[None])
+
+
+def closed_cells(
+    seeds: Seeds, cells: Tensor, grid: Sequence[int], region: Region, image: MetaTensor
+) -> Tensor:  # fmt: skip
+    """Cells (C,) bool not to be seeded: they hold a seed, or their centre's voxel does, or an earlier cell's centre.
+
+    ``cells`` (C,) are the centres' flat indices on the region's lattice, ``grid`` the cells along each axis.
+    """
+    node = region.node(seeds.position_ras)
+    index = torch.stack(torch.unravel_index(node[node >= 0], region.shape), -1)
+    taken = torch.zeros(tuple(grid), dtype=torch.bool)
+    taken[tuple((index * torch.tensor(grid) // torch.tensor(region.shape)).T)] = True
+    centres = make_seeds(positions(region, cells), [True] * len(cells))
+    voxels = torch.cat([seed_voxels(seeds, image), seed_voxels(centres, image)])
+    same = (voxels[:, None] == voxels[None]).all(-1).tril(-1).any(1)
+    return taken.flatten() | same[len(seeds.foreground) :]

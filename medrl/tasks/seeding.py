@@ -17,6 +17,8 @@ from medrl.types import Reward
 
 CHANNELS = ("image", "mask", "potential", "foreground seeds", "background seeds", "seeds left")
 
+CACHE = 1 << 18  # numbers that are worked on at once
+
 
 class SeedingState(NamedTuple):
     """B sessions; 4 + 2 K bytes a row and the packed mask."""
@@ -175,18 +177,17 @@ class SeedingTask(Task):
         u = torch.einsum("bk,bkv->bv", now.float(), base)
         u_cell = torch.einsum("bk,bkc->bc", now[:, :-1].float(), at_cells.float()) + now[:, -1:].float()
         column = torch.arange(cells, device=case.device)
-        h = self.cases.table[case[:, None, None], column[:, None], nodes]
-        h = torch.baddbmm(h, weight.mT, base)  # (B, C, V')
         self_h = self.cases.table[case[:, None], column, here]
         self_h = self_h + (weight[:, :-1] * at_cells.float()).sum(1) + weight[:, -1]
         truth = (self.cases.masks(case) if object_ is None else object_)[:, nodes].float()
-        iou = []
-        for label in (1.0, 0.0):
-            factor = (label - u_cell) / self_h.clamp(min=1e-6)
-            after = torch.addcmul(u[:, None].expand_as(h), h, factor[..., None])
-            iou.append(self._iou(after, truth[:, None]))
-        present = self._iou(u, truth)
-        gain = torch.cat(iou, 1) - present[:, None]
+        factors = [((label - u_cell) / self_h.clamp(min=1e-6))[..., None] for label in (1.0, 0.0)]
+        iou = u.new_empty(rows, 2, cells)
+        for part in column.split(max(1, CACHE // (rows * len(nodes)))):
+            h = torch.baddbmm(self._at_samples(case, part), weight[..., part].mT, base)  # (B, C', V')
+            for after, factor in zip(iou.unbind(1), factors, strict=True):
+                after[:, part] = self._iou(torch.addcmul(u[:, None], h, factor[:, part]), truth)
+        present = self._iou(u[:, None], truth)[:, 0]
+        gain = iou.flatten(1) - present[:, None]
         taken = self.taken(state)
         gain = torch.where(torch.cat([taken, taken], 1), 0.0, gain)
         return torch.cat([gain, torch.zeros_like(gain[:, : int(self.stop)])], 1), present
@@ -225,11 +226,18 @@ class SeedingTask(Task):
         value = torch.nn.functional.pad((used & (state.seeds > 0)).double(), (0, 1))
         return system, value, used
 
+    def _at_samples(self, case: Tensor, column: Tensor) -> Tensor:
+        """Responses (B, C', V') of columns (C',) on the sampled voxels of cases (B,)."""
+        nodes = self.sample_nodes
+        if len(nodes) == self.cases.table.shape[-1]:
+            return self.cases.table[case[:, None], column]
+        return self.cases.table[case[:, None, None], column[:, None], nodes]
+
     def _iou(self, potential: Tensor, truth: Tensor) -> Tensor:
-        """IoU (...) of masks, or soft masks, from potentials (..., V)."""
+        """IoU (B, n) of masks, or soft masks, from potentials (B, n, V) with truths (B, V)."""
         mask = (potential > 0.5).float() if self.sharpness is None else (self.sharpness * (potential - 0.5)).sigmoid()
-        both = (mask * truth).sum(-1)
-        return both / (mask.sum(-1) + truth.sum(-1) - both).clamp(min=1e-6)
+        both, size = (mask @ torch.stack([truth, torch.ones_like(truth)], 2)).unbind(2)
+        return both / (size + truth.sum(1, keepdim=True) - both).clamp(min=1e-6)
 
     def region(self, state: SeedingState, action: Tensor) -> Tensor:
         """Where each action's (B,) seed falls: 0 strong, 1 weak, 2 wrong label [Song 2018]; a stop is strong.

@@ -47,12 +47,12 @@ def test_gains_are_what_the_actions_gain(shape, sharpness):
     gains, now = task.gains(state)
     assert gains.shape == (3, 2 * task.count + 1)
     truth = task.cases.masks(state.case.long()).float()
-    torch.testing.assert_close(now, task._iou(task.potential(state), truth))
+    torch.testing.assert_close(now, task._iou(task.potential(state)[:, None], truth)[:, 0])
     if sharpness is None:
         torch.testing.assert_close(now, task.score(state))
     for action in range(0, 2 * task.count + 1, 3):
         after = task.advance(state, torch.full((3,), action))
-        gain = task._iou(task.potential(after), truth) - now
+        gain = task._iou(task.potential(after)[:, None], truth)[:, 0] - now
         taken = (state.seeds.abs().long() - 1 == action % task.count).any(1) & (action < 2 * task.count)
         torch.testing.assert_close(gains[:, action][~taken], gain[~taken], atol=2e-3, rtol=0)
         assert (gains[:, action][taken] == 0).all()
