@@ -6,9 +6,10 @@
 ``agent`` plans its seeds ahead (``medrl.inference.seed_planning``) from those of the largest action values, which are
 ``agent, one look a seed``; ``largest error, planned further`` is the same plan from the rule's seeds.  Rows, by case
 and both pairs of clicks (innermost and random): IoU after 0, 1, 3, 5 and 10 seeds; ``best`` is the highest IoU on the
-way (an oracle), ``kept`` the mask that the agent's quality head would return; ``drops`` the share of seeds that cost
-more than 0.02 IoU; ``agent better by`` the paired difference of the kept mask to the row's last one, with its
-bootstrap 95 % interval over cases.
+way (an oracle), ``kept`` the mask that is shown in the end: the one before gives way only to one whose expected IoU,
+by the segmentation head at the start, is clearly higher, as in a session; ``drops`` the share of seeds that cost more
+than 0.02 IoU, ``shown`` of those that cost the mask shown as much; ``agent better by`` the paired difference after 10
+seeds, with its bootstrap 95 % interval over cases.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from medrl.data.masks import read_mask_cases
 from medrl.data.seed_cases import SeedCases
 from medrl.data.seed_pool import fixed_cases
 from medrl.data.write import write_json
+from medrl.geometry.overlap import expected_iou, iou
+from medrl.inference.segmentation import Rules
 from medrl.networks.seednet import SeedNet
 from medrl.tasks.seeding import SeedingTask
 
@@ -91,33 +94,41 @@ def score_rows(cases: SeedCases, look: Looker, clone: Looker | None, seed: int =
     def by_case(values: Tensor) -> Tensor:
         return values.reshape(len(cases), cases.pairs, *values.shape[1:]).mean(1)
 
-    believed, truth = look(task, start).mask_logits > 0, cases.masks(case)
-    scores["network alone"] = by_case((believed & truth).sum(1) / (believed | truth).sum(1))
+    belief, truth = look(task, start).mask_logits.sigmoid(), cases.masks(case)
+    scores["network alone"] = by_case(iou(belief > 0.5, truth))
     for name, policy in policies(look, clone, seed).items():
         states = play(task, policy, start, max(AFTER))
-        iou = torch.stack([task.score(state) for state in states], 1)
-        judge = clone if clone is not None and name.startswith("cloning") else look
-        quality = torch.stack([judge(task, state).quality for state in states], 1)
-        scores[name] = by_case(iou)
-        scores[f"{name} | kept"] = by_case(iou.gather(1, quality.argmax(1)[:, None])[:, 0])
-        scores[f"{name} | best"] = by_case(iou.amax(1))
-        scores[f"{name} | drops"] = by_case((iou.diff(dim=1) < -0.02).float().mean(1))
+        reached = torch.stack([task.score(state) for state in states], 1)
+        expected = torch.stack([expected_iou(belief, task.potential(state) > 0.5) for state in states], 1)
+        shown = reached.gather(1, best_so_far(expected, Rules.caution))
+        scores[name] = by_case(reached)
+        scores[f"{name} | kept"] = by_case(shown[:, -1])
+        scores[f"{name} | best"] = by_case(reached.amax(1))
+        scores[f"{name} | drops"] = by_case((reached.diff(dim=1) < -0.02).float().mean(1))
+        scores[f"{name} | shown"] = by_case((shown.diff(dim=1) < -0.02).float().mean(1))
     return scores
+
+
+def best_so_far(expected: Tensor, margin: float) -> Tensor:
+    """Which mask (B, n) of those so far is shown after each step; another must promise ``margin`` more than it."""
+    shown = torch.zeros_like(expected, dtype=torch.int64)
+    for step in range(1, expected.shape[1]):
+        former = shown[:, step - 1]
+        better = expected[:, step] > expected.gather(1, former[:, None])[:, 0] + margin
+        shown[:, step] = torch.where(better, step, former)
+    return shown
 
 
 def write_table(scores: dict[str, Tensor]) -> str:
     """The rows as markdown."""
-    kept = scores["agent | kept"]
-    head = " | ".join(str(n) for n in AFTER)
-    lines = [f"| policy | {head} | best | kept | drops | agent better by |", "|---" * (len(AFTER) + 5) + "|"]
-    alone = scores["network alone"]
-    lines.append(f"| network alone | {alone.mean():.3f} |" + " |" * (len(AFTER) + 2) + f" {_difference(kept, alone)} |")
-    for name, iou in scores.items():
-        if iou.ndim == 2:
-            after = " | ".join(f"{iou[:, n].mean():.3f}" for n in AFTER)
-            more = " | ".join(f"{scores[f'{name} | {what}'].mean():.3f}" for what in ("best", "kept", "drops"))
-            lines.append(f"| {name} | {after} | {more} | {_difference(kept, iou[:, -1])} |")
-    return "\n".join(lines)
+    agent_last, alone, more = scores["agent"][:, -1], scores["network alone"], ("best", "kept", "drops", "shown")
+    head = ["policy", *(str(n) for n in AFTER), *more, "agent better by"]
+    rows = [[f"network alone | {alone.mean():.3f}", *[""] * (len(head) - 3), _difference(agent_last, alone)]]
+    for name, values in scores.items():
+        if values.ndim == 2:
+            after = [values[:, n] for n in AFTER] + [scores[f"{name} | {what}"] for what in more]
+            rows.append([name, *(f"{value.mean():.3f}" for value in after), _difference(agent_last, values[:, -1])])
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _difference(first: Tensor, second: Tensor) -> str:

@@ -47,7 +47,8 @@ class Rules:
     The agent places at most ``max_seeds``, or ``slice_seeds`` in each slice where a volume is done slice by slice; it
     plans them with so many ``sweeps`` of :class:`medrl.inference.seed_planning.SeedPlanner`, 0 for no plan.
     ``keep`` is the mask with the "best" estimated quality (the overlap it may expect with the believed object) or the
-    "last".  The view is the clicks' box and ``margin_mm``
+    "last"; without a prior, where few seeds move a mask far, the best so far gives way only to one that promises
+    ``caution`` more.  The view is the clicks' box and ``margin_mm``
     round it; with ``zoom`` s, it closes in to the believed object and s times its longest side round it.  Where the
     user gives no background, the agent's first background seed lies at most ``reach`` lattice steps outside the
     believed object.  ``lattice`` is that on which the agent decides, by the number of axes.
@@ -59,6 +60,7 @@ class Rules:
     sweeps: int = 2
     slice_seeds: int = 3
     keep: str = "best"
+    caution: float = 0.05
     margin_mm: float = 150.0
     zoom: float | None = 0.75
     agent_share: float = 0.5

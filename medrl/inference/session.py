@@ -281,7 +281,10 @@ class Session:
     def _kept(self) -> Drawn:
         if self.rules.keep == "last":
             return self.history[-1]
-        return max(self.history, key=lambda drawn: drawn.quality)
+        best, margin = self.history[0], 0.0 if self.rules.prior else self.rules.caution
+        for drawn in self.history[1:]:
+            best = drawn if drawn.quality > best.quality + margin else best
+        return best
 
     def _mask(self) -> Tensor:
         """The mask (X, Y, Z) bool on the image's grid; the user's clicks have their label."""
