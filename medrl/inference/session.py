@@ -20,7 +20,7 @@ from medrl.geometry.segmenters import RandomWalker
 from medrl.inference.click_network import ClickPrior
 from medrl.inference.seed_planning import SeedPlanner, highest_value, one_session
 from medrl.inference.segmentation import NETWORK, WALKER, Drawn, Rules, Segmentation
-from medrl.inference.views import closed_cells, corners_of, innermost, look, positions, resample, surest
+from medrl.inference.views import closed_cells, corners_of, innermost, look, mix, positions, resample, surest
 from medrl.networks.seed_networks import SeedNetworks
 from medrl.networks.seednet import SeedHeads
 from medrl.tasks.seeding import SeedingState, SeedingTask, render
@@ -124,12 +124,16 @@ class Session:
 
     @torch.no_grad()
     def result(self) -> Segmentation:
-        """The mask on the image's grid, the seeds that made it, and how good it is held to be."""
+        """The mask on the image's grid, the seeds that made it, and how good it is held to be.
+
+        Where two networks were asked, they are doubted as far as they disagree.
+        """
         kept = self._kept()
         mask = self._mask().to(torch.uint8)
         placed = Seeds(*(part[: kept.count] for part in self.placed))
         answer = MetaTensor(mask[None], affine=self.image.affine)
-        return Segmentation(answer, join_seeds(self.user, placed), len(self.user.foreground), kept.quality)
+        quality = kept.quality if self.agreement is None else (kept.quality + self.agreement) / 2
+        return Segmentation(answer, join_seeds(self.user, placed), len(self.user.foreground), quality)
 
     def carry(self) -> Seeds:
         """A seed in the middle of the mask and one outside of it, for the next slice; none if the mask is empty."""
@@ -168,12 +172,9 @@ class Session:
         logit is the agent's.
         """
         share = self.rules.agent_share if self.prior is not None else 1.0
-        logit = torch.zeros_like(self.fine.grey, dtype=torch.float32)
-        if share > 0:
-            logit = share * self._seen_by_agent().clamp(1e-4, 1 - 1e-4).logit()
-        if share < 1:
-            logit = logit + (1 - share) * self._seen_by_click_network().clamp(1e-4, 1 - 1e-4).logit()
-        return logit.sigmoid()
+        agent = self._seen_by_agent() if share > 0 else None
+        belief, self.agreement = mix(agent, self._seen_by_click_network() if share < 1 else None, share)
+        return belief
 
     def _look(self, painted: Tensor) -> SeedHeads:
         """What the agent says of seeds (1, *S) on its own lattice, and of the plain random walker from them."""
