@@ -112,9 +112,8 @@ def learn_values(
     observation = environment.reset()
     while (spent := budget.spent) < 1:
         learner.learning_rate = LEARNING_RATE * cosine(spent)
-        learner.epsilon_range = (
-            epsilon[0] + (epsilon[1] - epsilon[0]) * spent,
-        ) * 2  # by time: how many updates there will be is not known
+        explored = epsilon[0] + (epsilon[1] - epsilon[0]) * spent  # by time: the updates are not known
+        learner.epsilon_range = (explored, explored)
         action, state = learner.act(observation, explore=True).action, environment.state
         step = environment.step(action)
         learner.record(state, action, step)
