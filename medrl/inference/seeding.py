@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +32,6 @@ class SeedingInferer(Inferer):
             raise InputError(f"mode is {mode!r}; expected 'auto', 'volume' or 'slices'")
         self.mode, self.counts = mode, tuple(counts)
         rules["lattice"] = {int(axes): tuple(size) for axes, size in rules.get("lattice", LATTICE).items()}
-        if isinstance(rules.get("agent_share"), Mapping):
-            rules["agent_share"] = {int(axes): share for axes, share in rules["agent_share"].items()}
         self.rules = Rules(**rules)
 
     def __call__(

@@ -42,8 +42,8 @@ class Rules:
     """How a session goes.
 
     ``segmenter`` draws the mask; with ``prior`` the object's probability from the user's clicks is its prior: the click
-    network's and, for ``agent_share`` of the logit (one share, or one by the number of axes), that of the agent's own
-    segmentation head.  A random walker without a prior draws on the agent's own lattice.
+    network's and, for ``agent_share`` of the logit, that of the agent's own segmentation head.  A random walker without
+    a prior draws on the agent's own lattice.
     The agent places at most ``max_seeds``, or ``slice_seeds`` in each slice where a volume is done slice by slice; it
     plans them with so many ``sweeps`` of :class:`medrl.inference.seed_planning.SeedPlanner`, 0 for no plan.
     ``keep`` is the mask with the "best" estimated quality (the overlap it may expect with the believed object) or the
@@ -63,7 +63,7 @@ class Rules:
     caution: float = 0.05
     margin_mm: float = 150.0
     zoom: float | None = 0.75
-    agent_share: float | Mapping[int, float] = 0.5
+    agent_share: float = 0.3
     reach: float = 8.0
     lattice: Mapping[int, Sequence[int]] = field(default_factory=lambda: dict(LATTICE))
     click_options: Mapping[str, Any] = field(default_factory=dict)  # of ClickPrior
@@ -71,10 +71,6 @@ class Rules:
     def __post_init__(self) -> None:
         if self.keep not in ("best", "last"):
             raise InputError(f"keep is {self.keep!r}; expected 'best' or 'last'")
-
-    def share(self, axes: int) -> float:
-        """``agent_share`` for slices (2) or volumes (3)."""
-        return self.agent_share[axes] if isinstance(self.agent_share, Mapping) else self.agent_share
 
 
 class Drawn(NamedTuple):

@@ -171,7 +171,7 @@ class Session:
         By the agent's own segmentation head, and by a click network, if there is one: then ``agent_share`` of the
         logit is the agent's.
         """
-        share = self.rules.share(self.axes) if self.prior is not None else 1.0
+        share = self.rules.agent_share if self.prior is not None else 1.0
         agent = self._seen_by_agent() if share > 0 else None
         belief, self.agreement = mix(agent, self._seen_by_click_network() if share < 1 else None, share)
         return belief

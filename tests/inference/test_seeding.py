@@ -38,12 +38,6 @@ def test_one_image_and_a_batch_agree():
     assert inferer()(image[None], bright_networks())[0].user_count == 0
 
 
-def test_shares_may_differ_between_slices_and_volumes():
-    rules = SeedingInferer(agent_share={"2": 0.5, "3": 0.25}).rules  # as JSON has it
-    assert (rules.share(2), rules.share(3)) == (0.5, 0.25)
-    assert SeedingInferer(agent_share=0.1).rules.share(3) == 0.1
-
-
 def test_the_first_click_of_each_kind_starts_and_others_correct():
     image, _ = bright_image()
     clicks = make_seeds([ras(image, n, 9, 8) for n in (2, 10, 3, 11, 20)], [False, True, False, True, True])
