@@ -9,6 +9,7 @@
 ``--updates`` updates), frozen, and a fresh value head, which alone learns, for the same processor time:
 
 clone        regression of what each seed gains in one step (soft IoU), from random states
+warm         half the time as ``clone``, then double DQN on the gain of IoU, with the last share explored
 gain         double DQN on the gain of IoU
 progress     DQN on the gain, losses counted twice
 iou          DQN on the IoU itself, at every step

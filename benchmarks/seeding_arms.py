@@ -29,7 +29,7 @@ REWARDS: dict[str, Reward] = {
     "gain": Gain(per_step_length=False), "progress": Progress(), "iou": 0.1 * Score(),
     "exponential": 0.1 * Exponential(5.0), "regions": 0.1 * SeedRegions(5.0),
 }  # fmt: skip
-ARMS = ("untrained", "clone", *REWARDS, "shuffled")
+ARMS = ("untrained", "clone", "warm", *REWARDS, "shuffled")
 
 
 class Shuffled(Shape):
@@ -79,6 +79,13 @@ def teach_values(
         return network, 0
     if arm == "clone":
         return clone_values(network, pool, budget, seed=seed)
+    if arm == "warm":
+        network, first = clone_values(network, pool, Budget(minutes / 2), seed=seed)
+        network.value_head.requires_grad_(True)
+        network, more = learn_values(
+            network, REWARDS["gain"], pool, Budget(minutes / 2), envs=envs, epsilon=epsilon[-1:] * 2, seed=seed
+        )
+        return network, first + more
     if arm == "shuffled":
         reward: Reward = Shuffled(REWARDS["gain"], torch.Generator().manual_seed(seed))
     else:

@@ -21,7 +21,8 @@ class SeedPlanner:
     What a seed does to the mask is known, only the truth is not: its place is taken by a belief, the probability of the
     object at every voxel.  The policy first plays to its last seed.  Then, ``sweeps`` times, each of its seeds in turn
     is taken back and put where the expected IoU of the whole set gains most (an exchange search: the expected IoU of a
-    set as it is built seed by seed says little about the one of the whole, on which greedy policies fail).
+    set as it is built seed by seed says little about the one of the whole, on which greedy policies fail).  A seed has
+    the label that is believed where it lies, however much a false one would gain.
     Last, the seeds are put in the order in which each raises the expected IoU most.
 
     The task's ``gains_stride`` says on how many voxels candidates are compared.
@@ -62,7 +63,8 @@ class SeedPlanner:
     def _best(self, task: SeedingTask, state: SeedingState, belief: Tensor, forbidden: Tensor | None) -> Tensor:
         gain = task.gains(state, belief)[0][:, : 2 * task.count]
         closed = task.taken(state) if forbidden is None else task.taken(state) | forbidden
-        return gain.masked_fill(closed.repeat(1, 2), -torch.inf).argmax(1)
+        inside = belief[:, task.cases.cells] > 0.5
+        return gain.masked_fill(torch.cat([closed | ~inside, closed | inside], 1), -torch.inf).argmax(1)
 
     def _order(self, task: SeedingTask, state: SeedingState, seeds: Tensor, belief: Tensor) -> Tensor:
         """The actions of seeds (B, n), that of the largest expected IoU first."""

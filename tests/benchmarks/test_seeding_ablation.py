@@ -86,7 +86,7 @@ def test_only_the_value_head_learns(ablation: ModuleType, folders: list[Path], w
     before, weight, mean = first.state_dict(), "value_head.near.0.weight", "value_head.near.1.running_mean"
     assert not torch.equal(before[weight], trained.state_dict()[weight])
     assert not torch.equal(before[mean], torch.zeros(8))
-    for arm in ("clone", "shuffled"):
+    for arm in ("clone", "warm", "shuffled"):
         network, updates = ablation.teach_values(
             arm, copy.deepcopy(first), pool, minutes=0.02, envs=2, epsilon=(0.4, 0.2), seed=0
         )

@@ -75,6 +75,13 @@ def test_plans_keep_out_of_forbidden_and_taken_cells(session):
     assert all(len(set(row)) == 4 for row in cell.tolist())
 
 
+def test_seeds_have_the_label_that_is_believed(session):
+    task, state, belief = session
+    actions = SeedPlanner(sweeps=1).plan(task, state, belief, scattered)
+    inside = belief[:, task.cases.cells].gather(1, actions % task.count) > 0.5
+    assert torch.equal(inside, actions < task.count)
+
+
 def test_rows_must_have_room(session):
     task, state, belief = session
     with pytest.raises(ValueError, match=r"2 seeds and 7 more do not fit: the task has room for 8"):
