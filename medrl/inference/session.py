@@ -124,16 +124,12 @@ class Session:
 
     @torch.no_grad()
     def result(self) -> Segmentation:
-        """The mask on the image's grid, the seeds that made it, and how good it is held to be.
-
-        Where two networks were asked, they are doubted as far as they disagree.
-        """
+        """The mask on the image's grid, the seeds that made it, and how good it is held to be."""
         kept = self._kept()
         mask = self._mask().to(torch.uint8)
         placed = Seeds(*(part[: kept.count] for part in self.placed))
         answer = MetaTensor(mask[None], affine=self.image.affine)
-        quality = kept.quality if self.agreement is None else (kept.quality + self.agreement) / 2
-        return Segmentation(answer, join_seeds(self.user, placed), len(self.user.foreground), quality)
+        return Segmentation(answer, join_seeds(self.user, placed), len(self.user.foreground), kept.quality)
 
     def carry(self) -> Seeds:
         """A seed in the middle of the mask and one outside of it, for the next slice; none if the mask is empty."""
@@ -173,8 +169,7 @@ class Session:
         """
         share = self.rules.agent_share if self.prior is not None else 1.0
         agent = self._seen_by_agent() if share > 0 else None
-        belief, self.agreement = mix(agent, self._seen_by_click_network() if share < 1 else None, share)
-        return belief
+        return mix(agent, self._seen_by_click_network() if share < 1 else None, share)
 
     def _look(self, painted: Tensor) -> SeedHeads:
         """What the agent says of seeds (1, *S) on its own lattice, and of the plain random walker from them."""

@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 
 from medrl.data.regions import Region, grey_levels, sample_image
 from medrl.data.seeds import Seeds, make_seeds, seed_voxels
-from medrl.geometry.overlap import iou
 
 
 class View(NamedTuple):
@@ -80,12 +79,12 @@ def closed_cells(
     return taken.flatten() | same[len(seeds.foreground) :]
 
 
-def mix(agent: Tensor | None, click: Tensor | None, share: float) -> tuple[Tensor, float | None]:
-    """What two networks that see an object with probabilities (1, *S) believe together, and the IoU of their masks.
+def mix(agent: Tensor | None, click: Tensor | None, share: float) -> Tensor:
+    """What two networks that see an object with probabilities (1, *S) believe together.
 
     ``share`` of the logit is the first one's; only one of them may have been asked, whose belief is then returned.
     """
     if agent is None or click is None:
-        return (click if agent is None else agent), None
+        return click if agent is None else agent
     first, second = (each.clamp(1e-4, 1 - 1e-4).logit() for each in (agent, click))
-    return (share * first + (1 - share) * second).sigmoid(), float(iou(first > 0, second > 0))
+    return (share * first + (1 - share) * second).sigmoid()
