@@ -24,7 +24,8 @@ def segment_slices(image: MetaTensor, seeds: Seeds, network: nn.Module, rules: R
 
     Every slice with a foreground click is begun from its own clicks, or, without such clicks, the slice where the
     estimated quality is highest.  From there the innermost point of a mask and its surest background start the next
-    slice, until the estimated quality is low, the mask vanishes, or it is no longer where that of the slice before is.
+    slice, until the estimated quality is low, the mask vanishes, it is no longer where that of the slice before is, or
+    the networks for volumes, if there are any, see the object no more: a single slice does not tell where it ends.
     """
     stack = _Stack(image, seeds, network, rules)
     starts = [k for k, foreground in zip(stack.clicked, seeds.foreground.tolist(), strict=True) if foreground]
@@ -34,7 +35,7 @@ def segment_slices(image: MetaTensor, seeds: Seeds, network: nn.Module, rules: R
         first = stack.segment(start, make_seeds())
         for step in (1, -1):
             session, k = first, start + step
-            while session is not None and 0 <= k < stack.count and k not in stack.done:
+            while session is not None and k in stack.extent and k not in stack.done:
                 session = stack.follow(session, k, step)
                 k += step
     return stack.result()
@@ -53,8 +54,18 @@ class _Stack:
         self.clicked = seed_voxels(seeds, image)[:, self.axis].clamp(0, self.count - 1).tolist()
         self.ct = is_ct(image)
         self.mask = torch.zeros(image.shape[1:], dtype=torch.bool)
+        self.extent = self.believed_extent()
         self.done: dict[int, float] = {}  # slice -> estimated quality
         self.placed = make_seeds()
+
+    def believed_extent(self) -> set[int]:
+        """Slices in which the networks for volumes see the object; all, without such networks."""
+        if not self.network.has_agent(3) or 1 in self.image.shape[1:]:
+            return set(range(self.count))
+        session = Session(self.image, self.network, replace(self.rules, max_seeds=0), ct=self.ct)
+        session.start(self.seeds)
+        mask = session.result().mask[0].as_tensor().movedim(self.axis, 0).flatten(1)
+        return set(mask.any(1).nonzero()[:, 0].tolist()) or set(range(self.count))
 
     def slice(self, k: int) -> MetaTensor:
         """One slice as an image."""

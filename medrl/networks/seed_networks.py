@@ -33,6 +33,10 @@ class SeedNetworks(nn.Module):
         """The agent for slices (2) or volumes (3); InputError if it was not trained."""
         return _pick(self.agents, axes, "agent")
 
+    def has_agent(self, axes: int) -> bool:
+        """Whether there is an agent for slices (2) or volumes (3)."""
+        return str(axes) in self.agents
+
     def has_click(self, axes: int) -> bool:
         """Whether there is a click network for slices (2) or volumes (3)."""
         return str(axes) in self.clicks

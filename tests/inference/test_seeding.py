@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from medrl.data.seeds import make_seeds, seed_voxels
 from medrl.geometry.segmenters import RandomWalker
 from medrl.inference.seeding import SeedingInferer, split_clicks
+from medrl.inference.slicewise import _Stack
 from medrl.networks.seed_networks import SeedNetworks, compact_weights
 from medrl.types import InputError
 
@@ -73,10 +74,20 @@ def test_slices_follow_the_object():
     assert filled == list(range(filled[0], filled[-1] + 1))
     assert result.user_count == 2
     assert len(result.seeds.foreground) > 2 + len(filled)  # each slice has carried seeds
-    assert 0.6 < result.quality < 1
-    outside = make_seeds([ras(image, 3, 3, 4), ras(image, 3, 3, 9)], [False, False])
-    without = inferer(mode="slices")(image[None], bright_networks(), seeds=[outside])[0]
-    assert overlap(without.mask[0], truth) > 0.85
+
+
+def test_the_networks_for_volumes_tell_where_slices_end(monkeypatch):
+    image, truth = bright_image((30, 26, 22))
+    clicks, rules = clicks_on(image), inferer().rules
+    stack = _Stack(image, clicks, bright_networks(), rules)
+    seen = truth.movedim(stack.axis, 0).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert len(stack.extent ^ set(seen)) <= 2
+    alone = _Stack(image, clicks, SeedNetworks([BrightAgent(2)], []), rules)
+    assert alone.extent == set(range(alone.count))
+    start = stack.clicked[0]
+    monkeypatch.setattr(_Stack, "believed_extent", lambda self: {start, start + 1})
+    mask = inferer(mode="slices")(image[None], bright_networks(), seeds=[clicks])[0].mask[0].bool()
+    assert mask.movedim(stack.axis, 0).flatten(1).any(1).nonzero()[:, 0].tolist() == [start, start + 1]
 
 
 def test_slices_end_where_the_object_does():
