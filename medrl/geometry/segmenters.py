@@ -7,6 +7,7 @@ network, a row with one label only becomes that label everywhere, and a row with
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from medrl.geometry.random_walker import BACKGROUND, FOREGROUND, edge_weights, w
 from medrl.types import InputError
 
 
-class Segmenter:
+class Segmenter(ABC):
     """The call that all segmenters share; each defines ``segment``."""
 
     @torch.no_grad()
@@ -49,11 +50,11 @@ class Segmenter:
         potential = self.segment(image, seeds, prior, spacing_mm, start)
         return torch.where(seeds == 0, potential, (seeds == FOREGROUND).to(potential))
 
+    @abstractmethod
     def segment(
         self, image: Tensor, seeds: Tensor, prior: Tensor | None, spacing_mm: Sequence[float], start: Tensor | None
     ) -> Tensor:
         """The potential, from a float image; the caller sets the seeds themselves."""
-        raise NotImplementedError
 
 
 class RandomWalker(Segmenter):

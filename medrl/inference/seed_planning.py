@@ -20,10 +20,10 @@ class SeedPlanner:
 
     What a seed does to the mask is known, only the truth is not: its place is taken by a belief, the probability of the
     object at every voxel.  The policy first plays to its last seed.  Then, ``sweeps`` times, each of its seeds in turn
-    is taken back and put where the expected IoU of the whole set gains most (an exchange search: the expected IoU of a
-    set as it is built seed by seed says little about the one of the whole, on which greedy policies fail).  A seed has
-    the label that is believed where it lies, however much a false one would gain.
-    Last, the seeds are put in the order in which each raises the expected IoU most.
+    is taken back and put where the expected IoU of the whole set gains most: an exchange search, since the expected IoU
+    of a set as it is built seed by seed says little about that of the whole, on which greedy policies fail.  A seed has
+    the label that is believed where it lies, however much a false one would gain.  Last, the seeds are put in the order
+    in which each raises the expected IoU most.
 
     The task's ``gains_stride`` says on how many voxels candidates are compared.
     """

@@ -32,8 +32,8 @@ class Session:
     """One image being segmented.
 
     ``start`` takes the clicks there are; ``step`` lets the agent place one seed; ``click`` takes a later correction;
-    ``result`` may be asked at any time.  The agent decides on a coarse lattice of fixed size, by the plain random
-    walker it was trained with; the mask is drawn on a finer one, no finer than the voxels.
+    ``result`` may be asked at any time.  The agent plans on a coarse lattice of fixed size, by the plain random walker
+    it was trained with; the mask is drawn on a finer one, no finer than the voxels.
 
     Raises InputError where the image has no such networks, or clicks lie outside of it.
     """
@@ -201,7 +201,7 @@ class Session:
         return region.position_ras(torch.cartesian_prod(*ends.T)), max(self.rules.zoom * longest_mm, least_mm)
 
     def _object(self) -> Tensor:
-        """Where the click network sees the object, (*S) bool: at its likeliest node at least."""
+        """Where the networks see the object, (*S) bool: at its likeliest node at least."""
         belief = self.belief[0]
         return (belief > 0.5) | (belief == belief.amax())
 
@@ -262,6 +262,9 @@ class Session:
         """Plan all seeds by the plain random walker of the coarse lattice, on the object believed in there."""
         seeds, taken = join_seeds(self.user, self.placed), self._taken().to(self.device)
         count = min(self.rules.max_seeds - len(self.placed.foreground), int((~taken).sum()))
+        if count == 0:  # an image of very few voxels
+            self.plan = []
+            return
         task, state = self.sketch = one_session(
             self.coarse.grey, self.coarse.region.node(seeds.position_ras), seeds.foreground, grid=self.agent.grid,
             count=count, gains_stride=4 - self.axes,

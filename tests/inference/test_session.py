@@ -245,3 +245,14 @@ def test_a_small_object_is_seen_closely():
     after = mask_of(near)
     assert after[5, 70, 5]
     assert not bool((before & ~after).any())
+
+
+def test_an_image_without_a_free_cell_gets_no_seeds():
+    grey = torch.tensor([[0.0, 200.0], [0.0, 180.0]])
+    image = MetaTensor(torch.stack([grey, 190 - grey], 2)[None], affine=torch.eye(4).double())
+    places = torch.cartesian_prod(*[torch.arange(2)] * 3)
+    clicks = make_seeds(places.double(), (image[0].as_tensor()[tuple(places.T)] > 100).tolist())
+    session = session_on(image, clicks)
+    session.run()
+    assert session.placed.foreground.tolist() == []
+    assert torch.equal(mask_of(session)[tuple(places.T)], clicks.foreground)
