@@ -1,4 +1,4 @@
-"""A trained bundle in Python: load it, ask it for the landmarks or the mask of a volume, or of a folder of them."""
+"""A trained bundle in Python: load it, ask it for landmarks, masks or registrations, of a case or of a folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from medrl.data.seeds import Seeds, make_seeds, seeds_of_case
 from medrl.errors import input_error
 from medrl.inference.prediction import CasePredictor
 from medrl.inference.segmentation import Segmentation
-from medrl.types import InputError, Landmark
+from medrl.types import InputError, Landmark, Registration
 
 
 class Bundle:
     """A bundle, ready on a device: the objects that its ``configs/inference.json`` describes.
 
-    ``labels`` names the landmarks, if the bundle has some, and an ``interactive`` bundle takes a user's clicks;
-    ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
+    ``labels`` names the landmarks, if the bundle has some; an ``interactive`` bundle takes a user's clicks, and a
+    ``registering`` one pairs of images.  ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
     """
 
     def __init__(self, root: Path, device: torch.device, overrides: dict[str, Any]) -> None:
@@ -35,7 +35,8 @@ class Bundle:
         self.inferer = _resolve(parser, "inferer")
         self.preprocessing = _resolve(parser, "preprocessing")
         self.labels: list[str] = list(_resolve(parser, "anatomy").labels) if "anatomy" in parser else []
-        self.interactive = "seeds" in (parser.get("arguments") or ())
+        arguments = parser.get("arguments") or ()
+        self.interactive, self.registering = "seeds" in arguments, "moving" in arguments
 
     def predict(self, image: Any, ras_from_voxel: Any = None, *, seeds: Any = None) -> list[Landmark] | Segmentation:
         """Find all landmarks of one volume, in the order of ``labels``, in RAS mm; or, interactive, segment it.
@@ -52,9 +53,11 @@ class Bundle:
             ``quality`` (estimated intersection over union).
 
         Raises:
-            InputError: an image that cannot be read, holds NaN or one value only, an array without a matrix, or seeds
-                that are not in the image.
+            InputError: an image that cannot be read, holds NaN or one value only, an array without a matrix, seeds
+                that are not in the image, or a bundle that takes pairs of images.
         """
+        if self.registering:
+            raise InputError(f"{self.root.name} takes a fixed and a moving image; call register")
         if seeds is not None and not self.interactive:
             raise InputError(f"{self.root.name} takes no seeds; leave them out, or load an interactive bundle")
         data: dict[str, Any] = {"image": image}
@@ -63,22 +66,42 @@ class Bundle:
         elif seeds is None and self.interactive:
             seeds = seeds_of_case(image)
         given = {"seeds": _as_seeds(seeds)} if self.interactive else {}
-        try:
-            data = self.preprocessing(data | given)
-            return self.inferer(data["image"][None], self.network, **{name: [data[name]] for name in given})[0]
-        except Exception as error:
-            wrong = input_error(error)
-            if wrong is None:
-                raise
-            raise wrong from None
+        return self._answer(data | given, "image", tuple(given))
+
+    def register(
+        self, fixed: Any, moving: Any, *, fixed_ras_from_voxel: Any = None, moving_ras_from_voxel: Any = None
+    ) -> Registration:
+        """Find where the points of a fixed volume lie in a moving one.
+
+        Args:
+            fixed: path of an image file or DICOM folder, a MetaTensor, or an array (X, Y, Z) or (1, X, Y, Z).
+            moving: likewise.
+            fixed_ras_from_voxel: (4, 4) mm; needed with a plain array, otherwise the image's own.
+            moving_ras_from_voxel: likewise.
+
+        Returns:
+            a ``medrl.types.Registration``: ``moving_from_fixed`` (4, 4) in RAS mm, ``confidence``, ``status``.
+
+        Raises:
+            InputError: a bundle of another kind, or two images that `medrl.data.pairs.read_pair` refuses.
+        """
+        if not self.registering:
+            raise InputError(f"{self.root.name} does not register images; call predict, or load a registration bundle")
+        images = {"fixed": (fixed, fixed_ras_from_voxel), "moving": (moving, moving_ras_from_voxel)}
+        data = {
+            name: image if isinstance(image, str | Path) else _as_image(image, matrix)
+            for name, (image, matrix) in images.items()
+        }
+        return self._answer(data, "fixed", ("moving",))
 
     def predict_folder(
         self, dataset_dir: Path | str, output_dir: Path | str, *, pictures: bool = False
     ) -> CasePredictor:
         """Do what ``python -m monai.bundle run --config_file inference.json`` does, and return the predictor.
 
-        ``dataset_dir`` is a folder of images and DICOM series, or one image file.  Its ``report`` and ``landmarks``
-        hold what ``report.json`` and ``landmarks.csv`` say; a bad case is in ``failures`` and raises nothing.
+        ``dataset_dir`` is a folder of images and DICOM series, or one image file; of a registering bundle a folder of
+        cases with ``fixed.*`` and ``moving.*``.  Its ``report`` and ``landmarks`` hold what ``report.json`` and
+        ``landmarks.csv`` say; a bad case is in ``failures`` and raises nothing.
         Raises InputError if there is no case.
         """
         parser = self._parser(dataset_dir=str(dataset_dir), output_dir=str(output_dir), pictures=pictures)
@@ -86,6 +109,18 @@ class Bundle:
         predictor = _resolve(parser, "evaluator")
         predictor.run()
         return predictor
+
+    def _answer(self, data: dict[str, Any], image_key: str, arguments: tuple[str, ...]) -> Any:
+        """Prepare a case and ask the inferer; an InputError inside comes out bare."""
+        try:
+            data = self.preprocessing(data)
+            given = {name: [data[name]] for name in arguments}
+            return self.inferer(data[image_key][None], self.network, **given)[0]
+        except Exception as error:
+            wrong = input_error(error)
+            if wrong is None:
+                raise
+            raise wrong from None
 
     def _parser(self, **overrides: Any) -> ConfigParser:
         parser = ConfigParser()

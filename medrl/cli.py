@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     first.add_argument("--output", type=Path, default=Path("demo"), help="folder (default: %(default)s)")
     first.set_defaults(command=demo, pictures=True)
     second = commands.add_parser("predict", help=predict.__doc__, description=predict.__doc__)
-    second.add_argument("input", type=Path, help="folder of images and DICOM series, or one image")
+    second.add_argument("input", type=Path, help="folder of images, DICOM series or pairs, or one image")
     second.add_argument("--bundle", required=True, help="name of a bundle that comes with medrl, or a bundle's folder")
     second.add_argument("--output", type=Path, required=True, help="folder for the answers")
     second.add_argument("--pictures", action="store_true", help="a PNG and an HTML page a case")

@@ -61,6 +61,26 @@ class Landmark:
     path_mm: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32), compare=False)  # (T, 3)
 
 
+CONVERGED = "converged"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The answer of a registration agent; all matrices map fixed RAS mm to moving RAS mm."""
+
+    moving_from_fixed: Tensor  # (4, 4) float64
+    confidence: float  # in [0, 1]: the chance that the error is small
+    status: str = CONVERGED  # CONVERGED or NOT_CONVERGED
+    reason: str = ""  # why it did not converge, in one line
+    path: Tensor | None = field(default=None, compare=False)  # (T, 4, 4): from the winning start to the answer
+    polish_mm: float = 0.0  # mean distance that the polish moved the agent's answer
+
+    @property
+    def scale(self) -> float:
+        """Size in the moving image over size in the fixed one."""
+        return float(torch.linalg.det(self.moving_from_fixed[:3, :3]).abs()) ** (1 / 3)
+
+
 def rows(state: Any, index: Tensor) -> Any:
     """Select rows of a state (a NamedTuple of tensors with B first)."""
     return type(state)(*(value[index] for value in state))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from probes import small_landmark_task, small_seeding_task
 
+from medrl.agents.actor_critic import A2C, PPO
 from medrl.agents.base import Agent
 from medrl.agents.cloning import Cloning
 from medrl.agents.dqn import DQN
+from medrl.agents.policy_cloning import PolicyCloning
 from medrl.agents.supervision import OffsetSupervision
 from medrl.environment import Environment
 from medrl.experience import Replay
 from medrl.networks.concentric import ConcentricNet
+from medrl.networks.convolutional_policy import ConvolutionalPolicyNet
+from medrl.rollout import Rollout
 from medrl.tasks.base import Task
 
 
@@ -49,6 +53,42 @@ def cloning() -> Training:
     return Training(agent, None)
 
 
+def small_policy(seed: int = 0, **options: Any) -> ConvolutionalPolicyNet:
+    """For crops of 5^3 at two levels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        options = {"width": 4, "hidden": 16, "pooled": 2} | options
+        return ConvolutionalPolicyNet(channels=2, actions=7, size=(5, 5, 5), dims=3, **options)
+
+
+def a2c() -> Training:
+    """Without a memory, from kept observations."""
+    environment = Environment(small_landmark_task(), num_envs=8, seed=1)
+    rollout = Rollout(environment.task, length=4, num_envs=8, keep_observation=True)
+    agent = A2C(small_policy(recurrent=False), rollout=rollout, learning_rate=1e-2, seed=3)
+    return Training(agent, environment)
+
+
+def ppo() -> Training:
+    """With a memory, an anchor and value clipping, in groups of rows of which some wait for the others."""
+    environment = Environment(small_landmark_task(), num_envs=8, group_size=2, seed=1)
+    rollout = Rollout(environment.task, length=5, num_envs=8)
+    agent = PPO(
+        small_policy(), rollout=rollout, epochs=2, minibatches=2, value_clip=0.2, anchor=0.1, learning_rate=1e-2, seed=3
+    )
+    return Training(agent, environment)
+
+
+def policy_cloning() -> Training:
+    """With a memory of two parts, half of the way from the oracle's walks to its own."""
+    environment = Environment(small_landmark_task(), num_envs=8, seed=1)
+    rollout = Rollout(environment.task, length=3, num_envs=8)
+    agent = PolicyCloning(
+        small_policy(cell="lstm"), rollout=rollout, environment=environment, mix_updates=8, learning_rate=1e-2, seed=3
+    )
+    return Training(agent, environment)
+
+
 # class name -> variants of a task of three cases at least
 TASKS: dict[str, list[Callable[[], Task]]] = {
     "LandmarkTask": [
@@ -62,4 +102,10 @@ TASKS: dict[str, list[Callable[[], Task]]] = {
         lambda: small_seeding_task(shape=(9, 8, 10), random_start=3),
     ],
 }
-AGENTS: dict[str, Callable[[], Training]] = {"DQN": dqn, "Cloning": cloning}
+AGENTS: dict[str, Callable[[], Training]] = {
+    "DQN": dqn,
+    "Cloning": cloning,
+    "A2C": a2c,
+    "PPO": ppo,
+    "PolicyCloning": policy_cloning,
+}

@@ -22,7 +22,8 @@ def found() -> list[str]:
     names = []
     for module in pkgutil.iter_modules(medrl.agents.__path__, "medrl.agents."):
         for name, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            if issubclass(value, Agent) and value is not Agent and value.__module__ == module.name:
+            own = value.__module__ == module.name and not inspect.isabstract(value)
+            if issubclass(value, Agent) and value is not Agent and own:
                 names.append(name)
     return sorted(names)
 

@@ -21,10 +21,11 @@ LOWER = {
     "networks": {"types", "geometry"},
     "returns": {"types"},
     "experience": {"types", "returns"},
-    "agents": {"types", "networks", "returns", "experience"},
+    "rollout": {"types", "returns"},
+    "agents": {"types", "networks", "returns", "experience", "rollout"},
 }
 EVERY = {*LOWER}
-LOWER["gym"] = EVERY - {"agents", "networks", "returns", "experience"}
+LOWER["gym"] = EVERY - {"agents", "networks", "returns", "experience", "rollout"}
 LOWER["inference"] = EVERY
 LOWER["training"] = EVERY | {"inference"}
 MODULES = sorted(ROOT.rglob("*.py"))

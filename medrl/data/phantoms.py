@@ -68,32 +68,62 @@ def phantom(
         ras_from_voxel = random_affine(generator, spacing)
     else:
         ras_from_voxel = np.asarray(affine, dtype=np.float64)
+    patient = draw_patient(generator, shape=shape, ras_from_voxel=ras_from_voxel)
+    voxels = render(patient, generator, shape=shape, ras_from_voxel=ras_from_voxel, modality=modality)
+    return voxels, ras_from_voxel, {name: patient.position_mm(name) for name in ORGANS}
+
+
+class Patient(NamedTuple):
+    """A drawn body: pose and size, and centre and radii of its parts in units of the half axes."""
+
+    middle_mm: np.ndarray  # (3,) RAS
+    rotation: np.ndarray  # (3, 3) world from body
+    half_axes_mm: np.ndarray  # (3,)
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]  # "body", then ORGANS
+
+    def position_mm(self, name: str) -> np.ndarray:
+        """Centre (3,) of a part in RAS mm."""
+        return self.middle_mm + self.rotation @ (self.parts[name][0] * self.half_axes_mm)
+
+
+def draw_patient(generator: np.random.Generator, *, shape: Sequence[int], ras_from_voxel: np.ndarray) -> Patient:
+    """Draw pose, size and organ shapes of a patient who fits into a grid."""
     spacing = np.linalg.norm(ras_from_voxel[:3, :3], axis=0)
     half_axes_mm = BODY_SHARE * (spacing * shape).min() * generator.uniform(0.9, 1.05, 3)
     rotation = _rotation(np.radians(generator.uniform(-8.0, 8.0, 3)))
     middle = ras_from_voxel[:3, :3] @ ((np.asarray(shape) - 1) / 2) + ras_from_voxel[:3, 3]
     middle = middle + generator.uniform(-0.05, 0.05, 3) * half_axes_mm
-
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    world = voxels @ ras_from_voxel[:3, :3].T + ras_from_voxel[:3, 3]
-    body = (world - middle) @ rotation / half_axes_mm  # patient space in units of the half axes
-    edge = spacing.max() / half_axes_mm.min()
-    points: dict[str, np.ndarray] = {}
-    volume = np.full(tuple(shape), CT_AIR if modality == "ct" else 0.0)
+    parts = {}
     for name, organ in {"body": BODY, **ORGANS}.items():
         spread = 0.0 if organ is BODY else 0.03
         centre = np.asarray(organ.centre) + generator.uniform(-spread, spread, 3)
-        radius = np.asarray(organ.radius) * generator.uniform(0.9, 1.1)
-        share = _occupancy(body, centre, radius, edge)
+        parts[name] = centre, np.asarray(organ.radius) * generator.uniform(0.9, 1.1)
+    return Patient(middle, rotation, half_axes_mm, parts)
+
+
+def render(
+    patient: Patient,
+    generator: np.random.Generator,
+    *,
+    shape: Sequence[int],
+    ras_from_voxel: np.ndarray,
+    modality: Modality,
+) -> np.ndarray:
+    """Render a patient on any grid: voxels (X, Y, Z) int16; noise and (MR) gain and bias field are random."""
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    world = voxels @ ras_from_voxel[:3, :3].T + ras_from_voxel[:3, 3]
+    body = (world - patient.middle_mm) @ patient.rotation / patient.half_axes_mm  # in units of the half axes
+    edge = np.linalg.norm(ras_from_voxel[:3, :3], axis=0).max() / patient.half_axes_mm.min()
+    volume = np.full(tuple(shape), CT_AIR if modality == "ct" else 0.0)
+    for name, organ in {"body": BODY, **ORGANS}.items():
+        share = _occupancy(body, *patient.parts[name], edge)
         volume += share * ((organ.ct if modality == "ct" else organ.mr) - volume)
-        points[name] = middle + rotation @ (centre * half_axes_mm)
-    del points["body"]
     if modality == "ct":
         volume += generator.normal(0.0, CT_NOISE, volume.shape)
     else:
         bias = np.exp(body @ generator.uniform(-0.2, 0.2, 3))
         volume = generator.uniform(0.7, 1.6) * np.abs(volume * bias + generator.normal(0.0, MR_NOISE, volume.shape))
-    return np.round(volume).clip(-1024, 32767).astype(np.int16), ras_from_voxel, points
+    return np.round(volume).clip(-1024, 32767).astype(np.int16)
 
 
 def random_affine(

@@ -20,11 +20,13 @@ def compose(rotation: Tensor, scale: float | Tensor, translation: Tensor) -> Ten
 
 
 def rotation(vector: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3) in radians (exponential map)."""
+    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3) in radians (exponential map, Rodrigues' formula)."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*vector.shape, 3)
-    return torch.linalg.matrix_exp(skew)
+    turns = torch.linalg.vector_norm(vector, dim=-1)[..., None, None] / torch.pi  # sinc makes it exact down to 0
+    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    return identity + torch.sinc(turns) * skew + 0.5 * torch.sinc(turns / 2).square() * (skew @ skew)
 
 
 def random_rotations(count: int, generator: torch.Generator) -> Tensor:

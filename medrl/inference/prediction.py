@@ -117,8 +117,9 @@ class CasePredictor(Evaluator):
 
     ``dataset`` is a ``monai.data.Dataset`` over dictionaries with ``case`` and ``image``; its transform reads the
     image, ``inferer`` gets it as a batch of one, and ``postprocessing`` turns the answer under ``pred`` into files.
-    ``arguments`` names what else of the dictionary the inferer gets, each as a list of one.  ``answers`` describes what
-    came out, and writes tables: landmarks by default.
+    ``image_key`` is another name of the image; ``arguments`` names what else of the dictionary the inferer gets, each
+    as a list of one.  ``answers`` describes what came out, and writes tables: landmarks by default.  A description
+    with a ``status`` of its own, and a ``reason``, counts as a failure.
 
     The run ends with those and ``report.json`` in ``output_dir``; it raises nothing for a bad case: ask
     ``failures``, or let ``check`` raise.
@@ -130,7 +131,7 @@ class CasePredictor(Evaluator):
         self, *, device: torch.device | str, dataset: Dataset, network: nn.Module, inferer: Inferer,
         postprocessing: Callable, output_dir: Path | str, bundle_root: Path | str | None = None,
         answers: Answers | None = None, arguments: Sequence[str] = (), val_handlers: Sequence | None = None,
-        progress_bar: bool = True,
+        progress_bar: bool = True, image_key: str = "image",
     ) -> None:  # fmt: skip
         super().__init__(
             device=device, val_data_loader=range(len(dataset)), postprocessing=None, val_handlers=None, decollate=False
@@ -138,7 +139,7 @@ class CasePredictor(Evaluator):
         self.dataset, self.network, self.inferer, self.postprocessing = dataset, network, inferer, postprocessing
         self.output_dir, self.bundle_root = Path(output_dir), bundle_root
         self.answers: Answers = LandmarkAnswers() if answers is None else answers
-        self.arguments = tuple(arguments)
+        self.arguments, self.image_key = tuple(arguments), image_key
         self.report: dict[str, Any] = {}
         if val_handlers is not None:
             self._register_handlers(val_handlers)
@@ -184,7 +185,7 @@ class CasePredictor(Evaluator):
             entry = {"status": "done", **described, "seconds": seconds, "files": data.get("files", [])}
             shown = f"{shown}, found in {seconds['find']:.1f} s"
         self.report["cases"][case] = entry
-        level = logging.WARNING if data is None else logging.INFO
+        level = logging.INFO if entry["status"] == "done" else logging.WARNING
         logger.log(level, "%d/%d %s: %s", batchdata + 1, len(self.dataset), case, shown)
         engine.state.batch, engine.state.output = [{"case": case}], [] if data is None else [data]
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -197,7 +198,7 @@ class CasePredictor(Evaluator):
         times.append(time.perf_counter())
         with self.mode(self.network), torch.no_grad():
             given = {name: [data[name]] for name in self.arguments}
-            data["pred"] = self.inferer(data["image"][None], self.network, **given)[0]
+            data["pred"] = self.inferer(data[self.image_key][None], self.network, **given)[0]
         times.append(time.perf_counter())
         data = self.postprocessing(data)
         times.append(time.perf_counter())

@@ -22,7 +22,8 @@ class RLTrainer(Trainer):
     """Trains an agent: ``steps_per_update`` steps of all rows of the environment, then one ``agent.learn()``.
 
     ``epoch_length`` counts updates; an agent that is not ready (a replay still too empty) steps on within the first
-    iteration until it is.  Without an environment nothing is rolled out (cloning).  ``pool`` renews its cases:
+    iteration until it is.  So does one that learns from whole rollouts, in every iteration, until its rollout is full:
+    ``steps_per_update`` stays 1.  Without an environment nothing is rolled out (cloning).  ``pool`` renews its cases:
     every ``refresh_every`` updates ``pool.refresh(refresh_count, generator)`` replaces some, answers their indices
     (R,), and the transitions and rows that belong to them are dropped.
 
@@ -49,6 +50,14 @@ class RLTrainer(Trainer):
         if environment is None and not agent.ready:
             raise ValueError(f"{type(agent).__name__} learns from what it did: give an environment")
         task = getattr(agent, "task", None) if environment is None else environment.task
+        rollout = getattr(agent, "rollout", None)
+        if rollout is not None and (steps_per_update > rollout.length or environment.num_envs != rollout.num_envs):
+            raise ValueError(
+                f"the agent's rollout takes {rollout.length} steps of {rollout.num_envs} rows, not "
+                f"{steps_per_update} of {environment.num_envs}"
+            )
+        if getattr(agent, "environment", environment) is not environment:
+            raise ValueError(f"{type(agent).__name__} shows what to do in its own environment: step that one")
         if pool is not None and task is not None and task.cases is not pool.cases:
             raise ValueError("the task must walk on pool.cases, or refreshed cases are never seen")
         if pool is not None and not 0 < refresh_count < len(pool.cases):
@@ -129,7 +138,10 @@ class RLTrainer(Trainer):
             self.agent.replay.discard(replaced)
         if self.environment is not None and self.environment.state is not None:
             case = self.environment.state[0].long()  # the first field of every state is its case
-            self.observation = self.environment.reset_rows(torch.isin(case, replaced.to(case.device)))
+            gone = torch.isin(case, replaced.to(case.device))
+            self.observation = self.environment.reset_rows(gone)
+            if hasattr(self.agent, "restart"):
+                self.agent.restart(gone)
 
     def _read(self, update: int) -> dict[str, float]:
         """The one place where the host waits for the device."""

@@ -10,7 +10,9 @@ import torch
 from blobs import SHAPE_MM, BlobNet, anatomy, blob_volume
 from probes import small_cases, smooth_volume
 
+from medrl.agents.actor_critic import PPO
 from medrl.agents.dqn import DQN
+from medrl.agents.policy_cloning import PolicyCloning
 from medrl.agents.supervision import OffsetSupervision
 from medrl.environment import Environment
 from medrl.experience import Replay
@@ -18,7 +20,9 @@ from medrl.geometry.patches import Pyramid
 from medrl.gym import VectorEnv
 from medrl.inference.landmarks import LandmarkInferer
 from medrl.networks.concentric import ConcentricNet
+from medrl.networks.convolutional_policy import ConvolutionalPolicyNet
 from medrl.networks.fovea import FoveaNet
+from medrl.rollout import Rollout
 from medrl.tasks.landmark import LandmarkTask
 
 pytestmark = pytest.mark.gpu
@@ -109,6 +113,37 @@ def test_a_hundred_training_steps_never_make_the_host_wait(
         if step > 0:
             losses.append(agent.learn()["loss"])
     torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("kind", ["PPO", "PolicyCloning"])
+def test_rollouts_never_make_the_host_wait(
+    device: torch.device, no_waiting: Callable[[], None], kind: str, recurrent: bool
+) -> None:
+    torch.manual_seed(0)
+    environment = Environment(landmark_task(device), num_envs=16)
+    network = ConvolutionalPolicyNet(channels=2, actions=7, size=(9, 9, 9), dims=3, recurrent=recurrent).to(device)
+    options = {"rollout": Rollout(environment.task, length=5, num_envs=16), "minibatches": 2}
+    if kind == "PPO":
+        agent = PPO(network, anchor=0.1, value_clip=0.2, **options)
+    else:
+        agent = PolicyCloning(network, environment=environment, mix_updates=4, **options)
+    observation, losses = environment.reset(), []
+    before = [parameter.clone() for parameter in network.parameters()]
+    for step in range(40):
+        if step == 10:  # what libraries load at their first use may wait
+            no_waiting()
+        state = environment.state
+        action = agent.act(observation, explore=True).action
+        done = environment.step(action)
+        agent.record(state, action, done)
+        observation = done.observation
+        if agent.ready:
+            losses.append(agent.learn()["loss"])
+    torch.cuda.set_sync_debug_mode("default")
+    assert len(losses) == 8
     assert torch.stack(losses).isfinite().all()
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 

@@ -1,0 +1,194 @@
+"""Registration: nudge the pose of a moving image until it lies on the fixed one, and say when it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from medrl.data.pair_cases import PairCases, Seen
+from medrl.geometry import quaternions
+from medrl.geometry.poses import Nudges, Pose, after_every, from_matrices, nudged, nudges, to_matrices
+from medrl.rewards.scores import AtStop, Gain, StepCost
+from medrl.tasks.base import Task
+from medrl.types import Reward
+
+SHIFTS_MM = (16.0, 6.0, 2.0)
+ARM_MM = 40.0  # a turn moves tissue at this distance as far as a shift does: half the breadth of a limb or head
+CELLS = 3  # the products of features are shown as means in CELLS^3 parts of the body
+
+
+class RegistrationState(NamedTuple):
+    """Of B rows; 47 bytes a row."""
+
+    case: Tensor  # int16
+    quaternion: Tensor  # (B, 4)
+    log_scale: Tensor  # (B,)
+    translation_mm: Tensor  # (B, 3)
+    best: Tensor  # (B,) highest learned score so far in the episode
+    previous: Tensor  # int16, the last action; -1 at the start
+    time: Tensor  # int16, steps taken
+    stopped: Tensor  # bool
+
+    @property
+    def pose(self) -> Pose:
+        """moving_from_fixed, in the frames of the case."""
+        return Pose(self.quaternion, self.log_scale, self.translation_mm)
+
+
+class RegistrationTask(Task):
+    """A pair in 3D: rigid (6 parameters) or similarity (7).
+
+    Actions: both signs of every parameter at a coarse, a medium and a fine size, and stop, the last one.  Observation
+    (B, F), see `layout`: what each action would do to the learned similarity and to the mutual information, both now,
+    the mean products of features in parts of the body, the last action and the clock.  The score is minus the mean
+    distance (mm) of the body's lattice to where it belongs.
+
+    An episode starts at one of the poses that a search proposed for the case (``starts`` (N, S, 4, 4)) or, with the
+    chance ``perturbed`` and where there are none, at the truth moved by up to ``start_mm`` and ``start_degrees``, and
+    for similarities a factor of up to ``start_scale``.
+    """
+
+    def __init__(
+        self, *, cases: PairCases, scaled: bool = True, shifts_mm: Sequence[float] = SHIFTS_MM, max_steps: int = 40,
+        starts: Tensor | None = None, perturbed: float = 0.3, start_mm: float = 60.0, start_degrees: float = 90.0,
+        start_scale: float = 1.25, reward: Reward | None = None,
+    ) -> None:  # fmt: skip
+        degrees = [math.degrees(size / ARM_MM) for size in shifts_mm]
+        log_scales = [size / (2.5 * ARM_MM) for size in shifts_mm] if scaled else []
+        self.changes: Nudges = nudges(shifts_mm=shifts_mm, turns_degrees=degrees, log_scales=log_scales).to(
+            cases.device
+        )
+        self.cases, self.scaled, self.max_steps = cases, scaled, max_steps
+        self.moves = len(self.changes.log_scale)
+        self.stop = self.moves
+        self.starts, self.perturbed = starts, perturbed if starts is not None else 1.0
+        self.start_mm, self.start_degrees, self.start_scale = start_mm, start_degrees, start_scale
+        self.reward_shape: Reward = (
+            0.1 * Gain(per_step_length=False) + AtStop(threshold=-5.0) - 0.01 * StepCost() if reward is None else reward
+        )
+        self.cell = _cells(cases.points["coarse"].place_mm)
+        self.action_space = gymnasium.spaces.Discrete(self.moves + 1)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (sum(self.layout.values()),), np.float32)
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """Parts of the observation, in order, and their lengths."""
+        actions = self.moves + 1
+        return {
+            "score_gain": actions, "information_gain": actions, "now": 5, "products": CELLS**3, "previous": actions,
+        }  # fmt: skip
+
+    def initial(self, case: Tensor, generator: torch.Generator) -> RegistrationState:
+        """A proposed or perturbed pose of each case."""
+        pose = self._perturbed(case, generator)
+        if self.starts is not None:
+            rows, count = case.long(), self.starts.shape[1]
+            pick = torch.randint(count, case.shape, generator=generator, device=case.device)
+            proposed = from_matrices(self.starts[rows, pick])
+            use = torch.rand(case.shape, generator=generator, device=case.device) >= self.perturbed
+            pose = Pose(*(
+                torch.where(use.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(proposed, pose, strict=True)
+            ))  # fmt: skip
+        return self.at(case, pose)
+
+    def at(self, case: Tensor, pose: Pose) -> RegistrationState:
+        """The state at the start of an episode from a pose (B,) of the cases (B,)."""
+        count, device = len(case), case.device
+        return RegistrationState(
+            case.to(torch.int16), *pose, self.cases.look(case, pose).score,
+            torch.full((count,), -1, dtype=torch.int16, device=device),
+            torch.zeros(count, dtype=torch.int16, device=device),
+            torch.zeros(count, dtype=torch.bool, device=device),
+        )  # fmt: skip
+
+    def look_ahead(self, state: RegistrationState) -> tuple[Seen, Seen]:
+        """What the poses look like now (B,), and after every nudge (B * moves,)."""
+        after = after_every(state.pose, self.changes)
+        flat = Pose(*(value.flatten(0, 1) for value in after))
+        return (
+            self.cases.look(state.case, state.pose), self.cases.look(state.case.repeat_interleave(self.moves), flat)
+        )  # fmt: skip
+
+    def observe(self, state: RegistrationState) -> Tensor:
+        """(B, F) float32."""
+        now, then = self.look_ahead(state)
+        count = len(state.case)
+        none = torch.zeros(count, 1, device=self.cases.device)  # what stopping gains
+        score_gain = then.score.reshape(count, -1) - now.score[:, None]
+        information_gain = then.information.reshape(count, -1) - now.information[:, None]
+        clock = state.time.float() / self.max_steps
+        present = torch.stack([now.score, now.score - state.best, 5 * now.information, now.inside, clock], 1)
+        cell = self.cell[state.case.long()]  # (B, P, CELLS^3)
+        products = (now.product[:, None] @ cell)[:, 0] * self.cases.scale[0]
+        actions = torch.arange(self.moves + 1, device=self.cases.device)
+        last = (state.previous[:, None] == actions).float()
+        gains = torch.cat([score_gain, none, 20 * information_gain, none], 1)
+        return torch.cat([torch.asinh(4 * gains), present, products, last], 1)
+
+    def advance(self, state: RegistrationState, action: Tensor) -> RegistrationState:
+        """Nudge, or stop."""
+        move = (action < self.moves) & ~state.stopped
+        index = action.long().clamp(max=self.moves - 1)
+        pose = nudged(state.pose, Nudges(*(value[index] for value in self.changes)))
+        pose = Pose(*(
+            torch.where(move.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+            for new, old in zip(pose, state.pose, strict=True)
+        ))  # fmt: skip
+        best = torch.maximum(state.best, self.cases.look(state.case, pose).score)
+        return RegistrationState(
+            state.case, *pose, best, action.to(torch.int16), state.time + 1, state.stopped | (action == self.stop)
+        )
+
+    def terminated(self, state: RegistrationState) -> Tensor:
+        """Stopped."""
+        return state.stopped
+
+    def score(self, state: RegistrationState) -> Tensor:
+        """Minus the error in mm."""
+        return -self.cases.error_mm(state.case, state.pose)
+
+    def action_gains(self, state: RegistrationState) -> Tensor:
+        """(B, A) mm that each action takes off the error; stopping gains nothing."""
+        now = self.cases.error_mm(state.case, state.pose)
+        then = self.cases.error_mm(state.case, after_every(state.pose, self.changes))
+        return torch.cat([now[:, None] - then, torch.zeros_like(now[:, None])], 1)
+
+    def expert(self, state: RegistrationState) -> Tensor:
+        """The nudge that takes most off the error, or stop where none does."""
+        return self.action_gains(state).argmax(1)
+
+    def outputs(self, state: RegistrationState) -> dict[str, Any]:
+        """``moving_from_fixed`` (B, 4, 4), mm, in the frames of the cases."""
+        return {"moving_from_fixed": to_matrices(state.pose)}
+
+    def _perturbed(self, case: Tensor, generator: torch.Generator) -> Pose:
+        """The truth, turned and changed in size about the middle of the body and shifted."""
+        device, count = case.device, len(case)
+
+        def direction() -> Tensor:
+            vector = torch.randn(count, 3, generator=generator, device=device)
+            return vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+        def size(most: float) -> Tensor:
+            return most * torch.rand(count, 1, generator=generator, device=device)
+
+        truth = Pose(*(value[case.long()] for value in self.cases.truth))
+        turn = quaternions.from_vector(direction() * size(math.radians(self.start_degrees)))
+        shift = direction() * size(self.start_mm)
+        growth = math.log(self.start_scale) * (2 * size(1.0)[:, 0] - 1) * self.scaled
+        return nudged(truth, Nudges(turn, growth, shift))
+
+
+def _cells(place_mm: Tensor) -> Tensor:
+    """(N, P, CELLS^3): the share of each point in its cell's mean; cells split the points' box evenly."""
+    low, high = place_mm.amin(1, keepdim=True), place_mm.amax(1, keepdim=True)
+    part = ((place_mm - low) / (high - low).clamp(min=1e-3) * CELLS).long().clamp(max=CELLS - 1)
+    index = (part * torch.tensor([CELLS * CELLS, CELLS, 1], device=place_mm.device)).sum(-1)
+    member = torch.nn.functional.one_hot(index, CELLS**3).float()
+    return member / member.sum(1, keepdim=True).clamp(min=1)
