@@ -49,10 +49,12 @@ class Seen(NamedTuple):
 
 
 class PairCases:
-    """N pairs on one device.  All have the same numbers of points; ``scale`` are the two levels' log-likelihoods a unit
-    of mean product, ``outside`` what a point outside the moving grid counts, as a share of its feature's length."""
+    """N pairs on one device, all with the same numbers of points.
 
-    def __init__(self, pairs: Sequence[Pair], *, scale: Tensor, outside: Tensor) -> None:
+    ``scale`` (2,) are the log-likelihoods of a unit of mean product, coarse and fine.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, scale: Tensor) -> None:
         self.names = tuple(pair.name for pair in pairs)
         self.points = {
             level: Points(*(torch.stack(part) for part in zip(*(getattr(p, level) for p in pairs), strict=True)))
@@ -70,7 +72,7 @@ class PairCases:
         self.known = torch.tensor([p.moving_from_fixed is not None for p in pairs], device=pairs[0].lattice_mm.device)
         self.lattice_mm = torch.stack([pair.lattice_mm for pair in pairs])
         self.middle_mm = torch.stack([pair.middle_mm for pair in pairs])
-        self.scale, self.outside = scale.float(), outside.float()
+        self.scale = scale.float()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,7 +86,7 @@ class PairCases:
         """Move to a device; returns self."""
         self.points = {level: Points(*(x.to(device) for x in p)) for level, p in self.points.items()}
         self.truth = Pose(*(x.to(device) for x in self.truth))
-        for name in ("known", "grey", "lattice_mm", "middle_mm", "scale", "outside"):
+        for name in ("known", "grey", "lattice_mm", "middle_mm", "scale"):
             setattr(self, name, getattr(self, name).to(device))
         for table in self.table.values():
             table.to(device)
@@ -117,7 +119,6 @@ class PairCases:
             place, feature = (part[case] for part in self.points[level])
             value, within = self.table[level].sample(case, transform(pose, place))
             own = (value[..., : feature.shape[-1]] * feature).sum(-1)
-            own = own + torch.where(within, 0.0, self.outside[number] * feature.norm(dim=-1))
             score = score + own.mean(-1) * self.scale[number]
             if level == "coarse":
                 product = own

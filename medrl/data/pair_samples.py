@@ -52,8 +52,8 @@ class Variety:
     moving_degrees: float = 110.0
     any_moving: float = 0.2
     scale: float = 1.25
-    own: float = 0.18
-    same: float = 0.2
+    own: float = 0.08
+    same: float = 0.14
     voxels: int = 60
     lattice: int = 80
 
@@ -91,8 +91,8 @@ class PairSampler:
         size = self._scale(variety.scale) if self._uniform() < 0.4 else 1.0
         fixed_from_ras, shape = self._grid(fixed, _frame(turn))
         moving_from_ras, other_shape = self._grid(moving, _frame(size * other))
-        values, inside = self._cut(fixed, fixed.render(fixed_from_ras, shape), 0.35)
-        other_values, other_inside = self._cut(moving, moving.render(moving_from_ras, other_shape), 0.5)
+        values, inside = self._cut(fixed, fixed.render(fixed_from_ras, shape), 0.25)
+        other_values, other_inside = self._cut(moving, moving.render(moving_from_ras, other_shape), 0.3)
         tissue = fixed.tissue(values) & inside
         matrix = (moving_from_ras @ torch.linalg.inv(fixed_from_ras)).float()
         shared = _shared(tissue, moving.tissue(other_values) & other_inside, matrix)
@@ -142,13 +142,13 @@ class PairSampler:
             low, width = (-200, 500) if self._uniform() < 0.6 else (-1000, 1500)
             values = ((values - low) / width).clamp(0, 1.3)
         air = values <= 0.001
-        wild = self._uniform() < (0.7 if strong else 0.12)
+        wild = self._uniform() < (0.7 if strong else 0.05)
         knots = self._random(7) if wild else torch.linspace(0, 1, 7) + 0.08 * torch.randn(7, generator=self.generator)
         knots[0] = 0.0 if self._uniform() < 0.8 else knots[0]
         place = values.clamp(0, 1.3) / 1.3 * 6
         lower = place.floor().clamp(0, 5).long()
         values = torch.lerp(knots[lower], knots[lower + 1], place - lower).clamp(min=0) * (0.8 + 0.4 * self._uniform())
-        field = 0.25 * self._uniform() * torch.randn(1, 1, 3, 3, 3, generator=self.generator)
+        field = 0.15 * self._uniform() * torch.randn(1, 1, 3, 3, 3, generator=self.generator)
         values = values * interpolate(field, size=values.shape, mode="trilinear", align_corners=True)[0, 0].exp()
         values = values + 0.05 * self._uniform() * torch.randn(values.shape, generator=self.generator)
         values = values.clamp(min=0) ** (0.8 + 0.45 * self._uniform())

@@ -15,7 +15,8 @@ MODALITIES = ("ct", "mr")
 class CoarseNet(nn.Module):
     """Images (B, 2, X, Y, Z) at 4 mm, sides a multiple of 4, in any orientation -> features (B, C, X/2, Y/2, Z/2).
 
-    A feature is a unit vector times a learned weight in (0, 1), which says how telling the place is.
+    Features are unit vectors.  (With a learned length, what a place counts, the networks learned to read the edges of
+    the field instead of the anatomy.)
     """
 
     def __init__(self, *, channels: Sequence[int] = (32, 64), features: int = 16) -> None:
@@ -25,17 +26,17 @@ class CoarseNet(nn.Module):
         self.deep = nn.Sequential(nn.Conv3d(near, far, 3, stride=2, padding=1), _Block(far), _Block(far))
         self.up = nn.Conv3d(far, near, 1)
         self.middle = _Block(near)
-        self.last = nn.Conv3d(near, features + 1, 1)
+        self.last = nn.Conv3d(near, features, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Look at whole images."""
         value = self.stem(image)
         value = value + interpolate(self.up(self.deep(value)), scale_factor=2, mode="trilinear")
-        return _weighted(self.last(self.middle(value)))
+        return _unit(self.last(self.middle(value)))
 
 
 class FineNet(nn.Module):
-    """Images (B, 2, X, Y, Z) at 4 mm, sides a multiple of 2, turned alike by a first registration -> (B, C, X, Y, Z)."""
+    """Images (B, 2, X, Y, Z) at 4 mm with even sides, turned alike by a first registration -> (B, C, X, Y, Z)."""
 
     def __init__(self, *, channels: Sequence[int] = (16, 32), features: int = 8) -> None:
         super().__init__()
@@ -44,27 +45,25 @@ class FineNet(nn.Module):
         self.deep = nn.Sequential(nn.Conv3d(near, far, 4, stride=2, padding=1), _Block(far), _Block(far))
         self.up = nn.Conv3d(far, near, 1)
         self.middle = nn.Sequential(nn.ReLU(), nn.Conv3d(near, near, 3, padding=1), nn.ReLU())
-        self.last = nn.Conv3d(near, features + 1, 1)
+        self.last = nn.Conv3d(near, features, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Look at whole images."""
         value = self.stem(image)
         value = value + interpolate(self.up(self.deep(value)), scale_factor=2, mode="trilinear")
-        return _weighted(self.last(self.middle(value)))
+        return _unit(self.last(self.middle(value)))
 
 
 class FeaturePair(nn.Module):
     """One network a modality, and what makes a likelihood of their products.
 
-    ``log_scale`` () turns a mean product into a log-likelihood; ``outside`` () is what a point outside the moving image
-    counts, as a share of its feature's length.
+    ``log_scale`` () turns a mean product into a log-likelihood.
     """
 
     def __init__(self, ct: nn.Module, mr: nn.Module) -> None:
         super().__init__()
         self.networks = nn.ModuleDict({"ct": ct, "mr": mr})
         self.log_scale = nn.Parameter(torch.tensor(3.0))
-        self.outside = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, image: Tensor, modality: str) -> Tensor:
         """Features of images (B, 2, X, Y, Z) of one modality."""
@@ -88,11 +87,6 @@ class PairNetworks(nn.Module):
         """(2,) log-likelihood of a unit of mean product, coarse and fine."""
         return torch.stack([self.coarse.log_scale, self.fine.log_scale]).detach().exp()
 
-    @property
-    def outside(self) -> Tensor:
-        """(2,) what a point outside counts, coarse and fine."""
-        return torch.stack([self.coarse.outside, self.fine.outside]).detach()
-
 
 class _Block(nn.Module):
     """Residual pair of convolutions."""
@@ -107,7 +101,5 @@ class _Block(nn.Module):
         return value + self.second(torch.relu(self.first(torch.relu(self.norm(value)))))
 
 
-def _weighted(value: Tensor) -> Tensor:
-    """Unit vectors times a weight in (0, 1); the last channel is the weight's logit."""
-    value = value.float()
-    return normalize(value[:, :-1], dim=1, eps=1e-4) * torch.sigmoid(value[:, -1:])
+def _unit(value: Tensor) -> Tensor:
+    return normalize(value.float(), dim=1, eps=1e-4)

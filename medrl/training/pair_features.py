@@ -26,8 +26,8 @@ from medrl.networks.features import FeaturePair
 logger = logging.getLogger(__name__)
 
 # number of poses, and the most that they are turned (radians), shifted (mm) and resized (log) away from the truth
-COARSE_POSES = ((56, math.pi, 60.0, 0.25), (48, 0.7, 30.0, 0.25), (40, 0.25, 14.0, 0.08), (12, 0.08, 5.0, 0.03))
-FINE_POSES = ((36, 0.3, 14.0, 0.1), (44, 0.12, 6.0, 0.05), (36, 0.05, 2.5, 0.02))
+COARSE_POSES = ((120, math.pi, 60.0, 0.25), (90, 0.7, 30.0, 0.25), (70, 0.25, 14.0, 0.08), (20, 0.08, 5.0, 0.03))
+FINE_POSES = ((60, 0.3, 14.0, 0.1), (70, 0.12, 6.0, 0.05), (50, 0.05, 2.5, 0.02))
 
 
 def draw_poses(
@@ -76,9 +76,8 @@ def similarity_of(
     table = FeatureTable([moving], spacing_mm)
     poses = poses.to(device)
     there = place @ poses[:, :3, :3].transpose(1, 2) + poses[:, None, :3, 3]
-    value, inside = table.sample(torch.zeros(len(poses), dtype=torch.int64, device=device), there)
-    product = (value * feature).sum(-1) + torch.where(inside, 0.0, pair.outside * feature.norm(dim=-1))
-    return product.mean(-1) * pair.log_scale.exp()
+    value, _ = table.sample(torch.zeros(len(poses), dtype=torch.int64, device=device), there)
+    return (value * feature).sum(-1).mean(-1) * pair.log_scale.exp()
 
 
 def listwise_loss(score: Tensor, error_mm: Tensor, width_mm: float) -> Tensor:
@@ -96,8 +95,8 @@ class FeatureTraining:
 
     def __init__(
         self, pair: FeaturePair, sampler: PairSampler, *, kinds: Sequence[tuple[int, float, float, float]],
-        width_mm: float, count: int, updates: int, batch_size: int = 2, learning_rate: float = 3e-3, silver: float = 1.0,
-        average: float = 70.0, bf16: bool = True, checkpoint: Path | str | None = None, save_every: int = 100,
+        width_mm: float, count: int, updates: int, batch_size: int = 2, learning_rate: float = 1e-3,
+        silver: float = 1.0, average: float = 70.0, bf16: bool = True, checkpoint: Path | str | None = None, save_every: int = 100,
         curve: Path | str | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.pair, self.average = pair, copy.deepcopy(pair).eval().requires_grad_(False)

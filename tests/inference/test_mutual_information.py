@@ -12,7 +12,6 @@ from medrl.data.pair_phantoms import pair_phantom
 from medrl.geometry.similarity import compose, rotation
 from medrl.geometry.transforms import from_parameters, rotation_vector
 from medrl.inference.mutual_information import (
-    MULTIPLE_STARTS,
     multi_start,
     polish,
     register_mutual_information,
@@ -78,8 +77,7 @@ def test_many_starts_find_a_turn_that_one_start_misses(pair):
     fixed, _, points = pair
     moving, truth = misaligned(pair, 100.0, [20.0, -15.0, 10.0])
     one, low = register_mutual_information(fixed, moving)
-    few = [stage._replace(keep=min(stage.keep, 6)) for stage in MULTIPLE_STARTS]
-    many, high = multi_start(fixed, moving, orientations=100, stages=few)
+    many, high = multi_start(fixed, moving, orientations=40, climbs=(12, 4, 2))
     assert float(registration_error_mm(one, truth, points)) > 20.0
     assert float(registration_error_mm(many, truth, points)) < 1.0
     assert high > low
@@ -123,7 +121,7 @@ def test_nothing_global_changes(pair):
     threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
     first = polish(pair[0], pair[1], torch.eye(4))
     second = polish(pair[0], pair[1], torch.eye(4))
-    assert torch.equal(first[0], second[0])
+    assert torch.allclose(first[0], second[0], rtol=0, atol=1e-9)
     assert SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
 
 
@@ -137,4 +135,4 @@ def test_spread_rotations_fill_the_ball_evenly(angle_deg):
     assert float(angles.max()) <= angle_deg + 1e-9
     apart = rotation_vector(turns[:, None] @ turns[None].mT).norm(dim=-1).rad2deg() + 360 * torch.eye(150)
     share = (np.radians(angle_deg) - np.sin(np.radians(angle_deg))) / np.pi
-    assert float(apart.amin(1).median()) > 40 * share ** (1 / 3) * 0.5  # 150 even turns of all lie about 40 degrees apart
+    assert float(apart.amin(1).median()) > 0.5 * 40 * share ** (1 / 3)  # 150 even ones of all lie 40 degrees apart
