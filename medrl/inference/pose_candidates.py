@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medrl.data.pair_cases import PairCases
+from medrl.data.pair_cases import Pair, PairCases
 from medrl.data.pair_images import PairImage
 from medrl.geometry.poses import Pose, from_matrices, to_matrices
 from medrl.inference.climbing import climb
@@ -38,7 +38,8 @@ class Search:
 class Candidates:
     """K candidates; each is a case of its own, with the moving image rendered in the orientation found."""
 
-    cases: PairCases
+    pairs: list[Pair]
+    cases: PairCases  # of the pairs
     pose: Pose  # (K,) in the frames of the cases
     fixed_from_ras: Tensor  # (4, 4)
     moving_from_ras: Tensor  # (K, 4, 4)
@@ -102,6 +103,6 @@ def look_again(
     pose = from_matrices((moving_from_ras @ found @ torch.linalg.inv(fixed_from_ras)).float())
     device = networks.coarse.log_scale.device
     return Candidates(
-        PairCases(pairs, scale=networks.scale), Pose(*(value.to(device) for value in pose)), fixed_from_ras,
+        pairs, PairCases(pairs, scale=networks.scale), Pose(*(value.to(device) for value in pose)), fixed_from_ras,
         moving_from_ras,
     )  # fmt: skip

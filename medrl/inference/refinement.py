@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,15 +16,16 @@ def refine(
     cases: PairCases, case: int, pose: Pose, *, scaled: bool, information: float, iterations: int = 20,
     limit_mm: float = 8.0, tie: float = 0.0,
 ) -> tuple[Pose, float]:  # fmt: skip
-    """Climb from one pose (1,) by L-BFGS over turn, scale and shift, all in mm at 40 mm; returns pose and objective.
+    """Climb from one pose (1,) by BFGS over turn, scale and shift, all in mm at 40 mm; returns pose and objective.
 
     The objective is the learned similarity and ``information`` times the mutual information in nats, less
     ``tie`` times the squared distance walked in mm.  The pose moves by ``limit_mm`` in any parameter at most.
     """
+    from scipy.optimize import minimize
+
     unit = torch.tensor([1 / ARM_MM] * 3 + [1 / (2.5 * ARM_MM)] + [1.0] * 3, device=cases.device)
     if not scaled:
         unit[3] = 0.0
-    delta = torch.zeros(7, device=cases.device, requires_grad=True)
     row = torch.full((1,), case, dtype=torch.int64, device=cases.device)
 
     def moved(change: Tensor) -> Pose:
@@ -34,17 +36,17 @@ def refine(
         seen = cases.look(row, moved(change))
         return (seen.score + information * seen.information)[0] - tie * change.square().sum()
 
-    optimizer = torch.optim.LBFGS([delta], lr=1.0, max_iter=iterations, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+        change = torch.tensor(values, dtype=torch.float32, device=cases.device, requires_grad=True)
         with torch.enable_grad():
-            loss = -objective(delta)
+            loss = -objective(change)
             loss.backward()
-        return loss
+        return float(loss.detach()), change.grad.double().cpu().numpy()
 
-    optimizer.step(closure)
+    start = np.zeros(7)
+    first = loss_and_gradient(start)[0]
+    result = minimize(loss_and_gradient, start, jac=True, method="BFGS", options={"maxiter": iterations, "gtol": 1e-3})
+    better = bool(result.fun < first)
+    best = torch.tensor(result.x if better else start, dtype=torch.float32, device=cases.device)
     with torch.no_grad():
-        found, start = objective(delta), objective(torch.zeros_like(delta))
-        best = delta if bool(found >= start) else torch.zeros_like(delta)
-        return Pose(*(value.detach() for value in moved(best.detach()))), float(torch.maximum(found, start))
+        return moved(best), -float(result.fun if better else first)

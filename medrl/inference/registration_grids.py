@@ -23,7 +23,7 @@ from medrl.types import InputError
 
 FINE_MM, MOST_SAMPLES = 4.0, 45_000  # the finest grid is coarser where the body has more voxels than this
 CT_WINDOW = (-300.0, 300.0)  # HU
-AIR = {True: 1, False: 26}  # largest grey value of air, by whether the image is a CT: -300 HU, 10 % of the window
+AIR = 26  # largest grey value of air: 10 % of the window
 UNMEASURED = 1  # largest grey value of the border of a resampled MR image
 BODY_MARGIN, EDGE_MARGIN = 2, 1  # fine voxels that the samples reach beyond the skin, and beyond what was measured
 BEYOND_MM = 72.0  # of air round the other image
@@ -109,6 +109,8 @@ def _view(image: MetaTensor, spacing_mm: float) -> View:
 
     volume = image.as_tensor()[0].cpu()
     ct = is_ct(volume)
+    if ct:
+        volume = volume.clamp(*CT_WINDOW)  # before it is averaged, or the air would eat into the skin
     grid, ras_from_centre = canonical(
         volume, torch.as_tensor(image.affine).cpu(), spacing_mm=spacing_mm, window=CT_WINDOW if ct else None,
         multiple=MULTIPLE,
@@ -117,7 +119,7 @@ def _view(image: MetaTensor, spacing_mm: float) -> View:
     # the empty border of a resampled image: as dark as can be, and joined to the grid's edge
     dark, _ = label(np.pad(grey <= (0 if ct else UNMEASURED), 1, constant_values=True))
     measured = (dark != dark[0, 0, 0])[1:-1, 1:-1, 1:-1]
-    body = binary_dilation(grey > AIR[ct], iterations=BODY_MARGIN) & binary_dilation(measured, iterations=EDGE_MARGIN)
+    body = binary_dilation(grey > AIR, iterations=BODY_MARGIN) & binary_dilation(measured, iterations=EDGE_MARGIN)
     return View(grid.clamp(min=1).sub(1).float() / 254, torch.from_numpy(body), ras_from_centre[:3, 3])
 
 

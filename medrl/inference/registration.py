@@ -1,0 +1,194 @@
+"""Registration of two volumes as a MONAI inferer: search, agent, refinement, and how sure the answer is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor
+
+from medrl.data.pair_images import PairImage, prepare
+from medrl.geometry.poses import Pose, to_matrices
+from medrl.inference.pair_views import view
+from medrl.inference.policy_walk import look_ahead, walk
+from medrl.inference.pose_candidates import Candidates, Search, find_candidates, look_again
+from medrl.inference.refinement import refine
+from medrl.networks.features import PairNetworks
+from medrl.tasks.registration import RegistrationTask
+from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
+
+MODES = ("agent", "climb")
+POLISHES = ("gradient", "simpleitk", "none")
+AGREE_MM = 6.0  # two candidates that end closer are one answer
+EVIDENCE = ("score", "information", "inside", "value", "lead", "agreement")
+
+
+class Ended(NamedTuple):
+    """Where the candidates of a pair ended."""
+
+    candidates: Candidates
+    pose: Pose  # (K,)
+    rank: Tensor  # (K,) higher is better
+    evidence: dict[str, Tensor]  # (K,) each
+    path: Tensor  # (T, K, 4, 4)
+
+
+class RegistrationInferer(Inferer):
+    """Registers a moving volume to a fixed one, from any orientation.
+
+    ``mode`` "agent" walks by the policy, "climb" climbs the learned similarity (the baseline).  ``rollouts`` above 0
+    lets the agent look ahead once more, ``depth`` steps deep, from where it stopped.  The candidate that ranks best
+    is refined (``refine``) and polished: "gradient" climbs learned similarity and ``information`` times the mutual
+    information at all places, at most ``limit_mm`` far; "simpleitk" is mutual information by SimpleITK; "none" leaves
+    the agent's answer.  ``scaled`` lets the size change; "auto" believes in another size only if it differs by more
+    than ``least_scale``.  ``calibration`` are weights of the evidence of `EVIDENCE` and a "bias"; an answer with a
+    confidence below ``threshold`` is reported as not converged.  Other options are those of `Search`.
+    """
+
+    def __init__(
+        self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "gradient", information: float = 60.0,
+        limit_mm: float = 8.0, least_scale: float = 0.03, points: int = 6000, rollouts: int = 0, depth: int = 6,
+        max_steps: int = 40, threshold: float = 0.5, calibration: Mapping[str, float] | None = None, seed: int = 0,
+        **search: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        for value, known, name in ((mode, MODES, "mode"), (polish, POLISHES, "polish")):
+            if value not in known:
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+        self.mode, self.scaled, self.polish, self.information = mode, scaled, polish, information
+        self.limit_mm, self.least_scale, self.points = limit_mm, least_scale, points
+        self.rollouts, self.depth, self.max_steps = rollouts, depth, max_steps
+        self.threshold, self.calibration, self.seed = threshold, dict(calibration or {}), seed
+        self.search = Search(**search)
+
+    def __call__(
+        self, inputs: Tensor, network: PairNetworks, *args: Any, moving: Sequence[Any] = (), **kwargs: Any
+    ) -> list[Registration]:
+        """Register one moving MetaTensor (1, X, Y, Z) to each fixed one of a batch (B, 1, X, Y, Z)."""
+        affines = inputs.affine if inputs.affine.ndim == 3 else inputs.affine[None].expand(len(inputs), 4, 4)
+        volumes = torch.as_tensor(inputs).as_subclass(Tensor)
+        fixed = [MetaTensor(volume, affine=affine) for volume, affine in zip(volumes, affines, strict=True)]
+        return [self.register(*pair, network) for pair in zip(fixed, moving, strict=True)]
+
+    def register(self, fixed: MetaTensor, moving: MetaTensor, networks: PairNetworks) -> Registration:
+        """Register one pair (1, X, Y, Z) each."""
+        first, second = prepare(fixed), prepare(moving)
+        for image, role in ((first, "fixed"), (second, "moving")):
+            if len(image.body_mm) == 0:
+                raise InputError(f"{role}: holds no tissue that stands out; expected a CT in HU or an MR image")
+        scaled = self.scaled is True or self.scaled == "auto"
+        ended = self.explore(first, second, networks, scaled=scaled)
+        return self.answer(ended, fixed, moving, (first, second), networks, scaled=scaled)
+
+    def explore(
+        self, fixed: PairImage, moving: PairImage, networks: PairNetworks, *, scaled: bool, truth: Tensor | None = None,
+        lattice_ras: Tensor | None = None,
+    ) -> Ended:  # fmt: skip
+        """Search candidates, walk from each, and judge where they ended."""
+        generator = torch.Generator().manual_seed(self.seed)
+        candidates = find_candidates(
+            fixed, moving, networks, search=self.search, scaled=scaled, generator=generator, truth=truth,
+            lattice_ras=lattice_ras,
+        )  # fmt: skip
+        return self.walk(candidates, networks, scaled=scaled)
+
+    def walk(self, candidates: Candidates, networks: PairNetworks, *, scaled: bool) -> Ended:
+        """Walk from every candidate."""
+        cases = candidates.cases
+        task = RegistrationTask(cases=cases, scaled=scaled, max_steps=self.max_steps)
+        policy = networks.policy if self.mode == "agent" else None
+        row = torch.arange(len(cases), device=cases.device)
+        ended = walk(task, policy, task.at(row, candidates.pose))
+        pose, value = ended.state.pose, ended.value
+        if self.rollouts and policy is not None:
+            generator = torch.Generator(cases.device).manual_seed(self.seed)
+            ahead = look_ahead(
+                task, policy, task.at(row, pose), rollouts=self.rollouts, depth=self.depth, generator=generator
+            )
+            after = walk(task, policy, task.at(row, ahead))
+            better = after.value > value
+            pose = Pose(*(
+                torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+                for a, b in zip(after.state.pose, pose, strict=True)
+            ))  # fmt: skip
+            value = torch.where(better, after.value, value)
+        seen = cases.look(row, pose)
+        evidence = {
+            "score": seen.score, "information": seen.information, "inside": seen.inside, "value": value,
+        }  # fmt: skip
+        rank = seen.score + self.information * seen.information
+        return Ended(candidates, pose, rank, evidence, ended.path)
+
+    def answer(
+        self, ended: Ended, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage],
+        networks: PairNetworks, *, scaled: bool,
+    ) -> Registration:  # fmt: skip
+        """Refine the best candidate, and say how sure it is."""
+        best = int(ended.rank.argmax())
+        ras = self._in_ras(ended)
+        found = ras[best]
+        lattice = self._lattice(ended)
+        apart = (_map(ras, lattice) - _map(found[None], lattice)).norm(dim=-1).mean(-1)  # (K,)
+        others = apart > AGREE_MM
+        lead = ended.rank[best] - (ended.rank[others].max() if bool(others.any()) else ended.rank.min())
+        evidence = {name: float(value[best]) for name, value in ended.evidence.items()}
+        evidence |= {"lead": float(lead), "agreement": float((~others).float().mean())}
+        path = torch.stack([ended.candidates.to_ras(best, matrix) for matrix in ended.path[:, best]])
+        polished = self._polished(found, fixed, moving, images, networks, scaled=scaled)
+        moved_mm = float((_map(polished[None], lattice) - _map(found[None], lattice)).norm(dim=-1).mean())
+        confidence = self._confidence(evidence)
+        sure = confidence >= self.threshold
+        return Registration(
+            polished, confidence, CONVERGED if sure else NOT_CONVERGED,
+            "" if sure else "the images do not fit convincingly in any pose: other patients, or too little overlap?",
+            torch.cat([path, polished[None]]), moved_mm,
+        )  # fmt: skip
+
+    def _polished(
+        self, found: Tensor, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage],
+        networks: PairNetworks, *, scaled: bool,
+    ) -> Tensor:  # fmt: skip
+        if self.polish == "none":
+            return found
+        if self.polish == "simpleitk":
+            from medrl.inference.mutual_information import polish
+
+            return polish(fixed, moving, found, limit_mm=self.limit_mm)
+        again = look_again(
+            fixed_view=view(images[0], networks), moving=images[1], networks=networks, found=found[None],
+            counts=(2000, self.points),
+        )  # fmt: skip
+        pose, _ = refine(
+            again.cases, 0, again.pose, scaled=scaled, information=self.information, limit_mm=self.limit_mm
+        )
+        if self.scaled == "auto" and abs(float(pose.log_scale)) < self.least_scale:
+            rigid = again.pose._replace(log_scale=torch.zeros_like(again.pose.log_scale))
+            pose, _ = refine(again.cases, 0, rigid, scaled=False, information=self.information, limit_mm=self.limit_mm)
+        return again.to_ras(0, to_matrices(pose)[0])
+
+    def _in_ras(self, ended: Ended) -> Tensor:
+        matrices = to_matrices(ended.pose)
+        return torch.stack([ended.candidates.to_ras(n, matrix) for n, matrix in enumerate(matrices)])
+
+    def _lattice(self, ended: Ended) -> Tensor:
+        """Places (L, 3) of the fixed body, RAS."""
+        place = ended.candidates.cases.points["coarse"].place_mm[0].double().cpu()
+        back = torch.linalg.inv(ended.candidates.fixed_from_ras)
+        return place @ back[:3, :3].T + back[:3, 3]
+
+    def _confidence(self, evidence: Mapping[str, float]) -> float:
+        """Logistic model of success; without a calibration everything is believed."""
+        if not self.calibration:
+            return 1.0
+        total = self.calibration.get("bias", 0.0)
+        total += sum(weight * evidence[name] for name, weight in self.calibration.items() if name != "bias")
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
+
+
+def _map(matrices: Tensor, points: Tensor) -> Tensor:
+    """Points (K, L, 3) of points (L, 3) by matrices (K, 4, 4)."""
+    return points @ matrices[:, :3, :3].transpose(1, 2) + matrices[:, None, :3, 3]
