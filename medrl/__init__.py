@@ -22,3 +22,11 @@ def load(bundle: Any, device: Any = None, **options: Any) -> Bundle:
 # named by strings, so that importing medrl loads neither torch nor MONAI
 register("medrl/Seeding-v0", entry_point="medrl.gym:seeding", vector_entry_point="medrl.gym:seeding_vector")
 register("medrl/Landmark-v0", entry_point="medrl.gym:landmark", vector_entry_point="medrl.gym:landmark_vector")
+register(
+    "medrl/Registration-v0", entry_point="medrl.gym_registration:registration",
+    vector_entry_point="medrl.gym_registration:registration_vector",
+)  # fmt: skip
+register(
+    "medrl/ImageRegistration-v0", entry_point="medrl.gym_registration:image_registration",
+    vector_entry_point="medrl.gym_registration:image_registration_vector",
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from probes import small_landmark_task, small_seeding_task
+from probes import small_image_task, small_landmark_task, small_registration_task, small_seeding_task
 
 from medrl.agents.actor_critic import A2C, PPO
 from medrl.agents.base import Agent
@@ -91,10 +91,18 @@ def policy_cloning() -> Training:
 
 # class name -> variants of a task of three cases at least
 TASKS: dict[str, list[Callable[[], Task]]] = {
+    "ImageRegistrationTask": [
+        small_image_task,
+        lambda: small_image_task(size=(10, 9, 8), log_scales=(), overlap=False, untouched=0.5),
+    ],
     "LandmarkTask": [
         small_landmark_task,
         lambda: small_landmark_task(settle=False, max_steps=40),
         lambda: small_landmark_task(observation="frames", frames=3),
+    ],
+    "RegistrationTask": [
+        small_registration_task,
+        lambda: small_registration_task(scaled=False, starts=torch.eye(4).expand(3, 2, 4, 4), max_steps=6),
     ],
     "SeedingTask": [
         small_seeding_task,

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from monai.data import MetaTensor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medrl.data.cases import Cases
+from medrl.data.pair_cases import PairCases
+from medrl.data.pair_fields import draw_image_pairs, draw_pair_cases
+from medrl.data.phantoms import random_affine
 from medrl.data.seed_cases import SeedCases
 from medrl.geometry.patches import Pyramid
 from medrl.tasks.base import Task
+from medrl.tasks.image_registration import ImageRegistrationTask
 from medrl.tasks.landmark import LandmarkTask
+from medrl.tasks.registration import RegistrationTask
 from medrl.tasks.seeding import SeedingTask
 
 
@@ -70,6 +77,37 @@ def small_seed_cases(count: int = 3, *, shape: tuple[int, ...] = (18, 15), cells
 def small_seeding_task(*, shape: tuple[int, ...] = (18, 15), device: str = "cpu", **options: Any) -> SeedingTask:
     """A seeding task on `small_seed_cases`."""
     return SeedingTask(small_seed_cases(shape=shape).to(device), **({"max_steps": 6} | options))
+
+
+def small_pair_cases(count: int = 3, *, seed: int = 0, **options: Any) -> PairCases:
+    """Pairs whose feature and grey volumes are smooth random fields; ``options`` go to `draw_pair`."""
+    options = {"side": 8, "counts": (16, 40), "features": 8} | options
+    return draw_pair_cases(count, torch.Generator().manual_seed(seed), **options)
+
+
+def small_registration_task(*, device: str = "cpu", **options: Any) -> RegistrationTask:
+    """A registration task on `small_pair_cases`."""
+    options = {"shifts_mm": (12.0, 4.0), "start_mm": 20.0, "start_degrees": 40.0, "max_steps": 8} | options
+    return RegistrationTask(cases=small_pair_cases().to(device), **options)
+
+
+def small_image_task(*, size: tuple[int, ...] = (20, 18), device: str = "cpu", **options: Any) -> ImageRegistrationTask:
+    """A registration task on slices, or on volumes."""
+    cases = draw_image_pairs(3, torch.Generator().manual_seed(0), size=size).to(device)
+    return ImageRegistrationTask(cases=cases, **({"max_steps": 12, "start_degrees": 10.0} | options))
+
+
+def stored_image(
+    function: Callable[[Tensor], Tensor], generator: np.random.Generator, spacing_mm: Sequence[float],
+    side_mm: float = 110.0,
+) -> MetaTensor:  # fmt: skip
+    """An image (1, X, Y, Z) of a function of RAS places about the origin, oblique and flipped."""
+    affine = torch.from_numpy(random_affine(generator, np.asarray(spacing_mm))).double()
+    shape = [math.ceil(side_mm / s) for s in spacing_mm]
+    affine[:3, 3] = -affine[:3, :3] @ ((torch.tensor(shape, dtype=torch.float64) - 1) / 2)
+    index = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in shape))
+    place = index @ affine[:3, :3].T + affine[:3, 3]
+    return MetaTensor(function(place).float().reshape(1, *shape), affine=affine)
 
 
 class ProbeState(NamedTuple):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from medrl.geometry.feature_tables import FeatureTable
-from medrl.geometry.poses import Pose, from_matrices, transform
+from medrl.geometry.mind import describe
+from medrl.geometry.poses import Pose, distance_mm, from_matrices, transform
+from medrl.types import InputError
 
 BINS = 16  # of a joint histogram, along each axis
 LEVELS_MM = {"coarse": 8.0, "fine": 4.0}
@@ -37,6 +39,13 @@ class Pair:
     moving_from_fixed: Tensor | None  # (4, 4) the truth in these frames, if known
     lattice_mm: Tensor  # (L, 3) places of the body at which the error counts, in the fixed frame
     middle_mm: Tensor  # (3,) of the moving body
+    mind: Tensor | None = None  # (P, 6) of the fixed image at the fine points, for `self_similarity`
+    fixed_from_ras: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))  # (4, 4), to the frames
+    moving_from_ras: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+
+    def to_ras(self, matrices: Tensor) -> Tensor:
+        """RAS ``moving_from_fixed`` (..., 4, 4) float64 of matrices between the frames."""
+        return torch.linalg.inv(self.moving_from_ras) @ matrices.double().cpu() @ self.fixed_from_ras
 
 
 class Seen(NamedTuple):
@@ -67,6 +76,11 @@ class PairCases:
                 [torch.cat([pair.moving_fine, pair.moving_grey[None]]) for pair in pairs], LEVELS_MM["fine"]
             ),
         }
+        self.mind: Tensor | None = None
+        minds = [pair.mind for pair in pairs if pair.mind is not None]
+        if len(minds) == len(pairs):
+            self.mind = torch.stack(minds)
+            self.table["mind"] = FeatureTable([describe(pair.moving_grey) for pair in pairs], LEVELS_MM["fine"])
         matrices = [torch.eye(4) if p.moving_from_fixed is None else p.moving_from_fixed.float() for p in pairs]
         self.truth: Pose = from_matrices(torch.stack(matrices).to(pairs[0].lattice_mm.device))
         self.known = torch.tensor([p.moving_from_fixed is not None for p in pairs], device=pairs[0].lattice_mm.device)
@@ -88,21 +102,18 @@ class PairCases:
         self.truth = Pose(*(x.to(device) for x in self.truth))
         for name in ("known", "grey", "lattice_mm", "middle_mm", "scale"):
             setattr(self, name, getattr(self, name).to(device))
+        self.mind = None if self.mind is None else self.mind.to(device)
         for table in self.table.values():
             table.to(device)
         return self
 
     def error_mm(self, case: Tensor, pose: Pose) -> Tensor:
-        """Mean distance (B,) or (B, K) over the lattice between poses and the truth, mm of the fixed image; NaN if unknown."""
+        """Mean distance (B,) or (B, K) of poses from the truth over the lattice, mm of the fixed image; or NaN."""
         case = case.long()
         truth = Pose(*(value[case] for value in self.truth))
-        lattice = self.lattice_mm[case]  # (B, L, 3)
-        target = transform(truth, lattice)
-        if pose.log_scale.ndim > 1:
-            lattice, target, truth = lattice[:, None], target[:, None], Pose(*(v[:, None] for v in truth))
-        distance = (transform(pose, lattice) - target).norm(dim=-1).mean(-1)
+        distance = distance_mm(pose, truth, self.lattice_mm[case])
         known = self.known[case].reshape(-1, *[1] * (distance.ndim - 1))
-        return torch.where(known, distance / truth.log_scale.exp(), torch.nan)
+        return torch.where(known, distance, torch.nan)
 
     def look(self, case: Tensor, pose: Pose, *, levels: Sequence[str] = tuple(LEVELS_MM)) -> Seen:
         """Look at poses (B,) of the cases (B,).
@@ -126,6 +137,20 @@ class PairCases:
                 inside = within.float().mean(-1)
                 information = _information(self.grey[case], value[..., -1], within)
         return Seen(product, inside, score, information)
+
+    def self_similarity(self, case: Tensor, pose: Pose) -> Tensor:
+        """Minus the mean squared difference (B,) of MIND at the fine points; beyond the moving grid descriptors are 0.
+
+        The descriptors are those of both grids as they lie: they compare what is turned by some 20 degrees at most.
+
+        Raises:
+            InputError: the pairs have no ``mind``.
+        """
+        if self.mind is None:
+            raise InputError("the pairs have no MIND descriptors; expected pair_of(..., mind=True)")
+        case = case.long()
+        value, _ = self.table["mind"].sample(case, transform(pose, self.points["fine"].place_mm[case]))
+        return -(value - self.mind[case]).square().mean((-2, -1))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: pairs are drawn from a seed and never replaced."""

@@ -68,7 +68,8 @@ def prepare(image: MetaTensor) -> PairImage:
         bright = values.flatten() - low
         bright = bright[:: max(1, len(bright) // 200_000)]
         top = torch.quantile(bright, 0.99)
-        values = ((values - low) / torch.quantile(bright[bright > 0.1 * top], 0.98)).clamp(0, 2)
+        tissue = bright[bright > 0.1 * top]  # none where all values are the same
+        values = ((values - low) / (torch.quantile(tissue, 0.98) if len(tissue) else 1.0)).clamp(0, 2)
     index = (values > (TISSUE_HU if ct else MR_TISSUE)).nonzero()
     index = index[:: max(1, len(index) // BODY_POINTS)].double()
     return PairImage(values, matrix, ct, index @ matrix[:3, :3].T + matrix[:3, 3])

@@ -13,7 +13,9 @@ from torch.nn.functional import interpolate
 
 from medrl.data.pair_images import SPACING_MM, PairImage, channels
 from medrl.geometry.quaternions import from_vector, to_matrix
+from medrl.types import InputError
 
+ATTEMPTS = 100  # at a sample
 FEWEST = 200  # tissue voxels that both images of a sample must share
 
 
@@ -72,11 +74,12 @@ class PairSampler:
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self) -> Sample:
-        """One sample; draws again where the two images hardly share tissue."""
-        while True:
+        """One sample; draws again where the two images hardly share tissue, and InputError if they never do."""
+        for _ in range(ATTEMPTS):
             sample = self._draw()
             if sample is not None:
                 return sample
+        raise InputError(f"pairs: {ATTEMPTS} draws found hardly any shared tissue; expected images that are aligned")
 
     def _draw(self) -> Sample | None:
         variety, chance = self.variety, self._uniform()

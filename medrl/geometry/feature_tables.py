@@ -28,30 +28,29 @@ class FeatureTable:
         self.stride = torch.stack([sides[:, 1] * sides[:, 2], sides[:, 2], torch.ones_like(sides[:, 0])], 1)
         count = sides.prod(1)
         self.base = count.cumsum(0) - count
+        self.corners = CORNERS.to(device)
 
     def to(self, device: torch.device | str) -> FeatureTable:
         """Move to a device; returns self."""
-        self.rows, self.shape, self.stride, self.base = (
-            x.to(device) for x in (self.rows, self.shape, self.stride, self.base)
-        )
+        for name in ("rows", "shape", "stride", "base", "corners"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     def sample(self, case: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, ..., C) at ``points`` (B, ..., 3) of the volumes ``case`` (B,), and whether each lies inside.
 
-        Outside of a grid features are 0; within half a voxel of its border they fade.
+        Beyond the centres of the outermost voxels features fade, to 0 one voxel further out.
         """
         case = case.long()
         lead = (len(case), *[1] * (points.ndim - 2))
         shape, stride = self.shape[case].reshape(*lead, 3), self.stride[case].reshape(*lead, 3)
         voxel = points / self.spacing_mm + (shape - 1) / 2
         inside = ((voxel > -0.5) & (voxel < shape - 0.5)).all(-1)
-        voxel = torch.minimum(voxel.clamp(min=-0.999), shape - 0.001) + 1  # of the grid with its border
-        lower = voxel.floor()
+        voxel = torch.minimum(voxel.clamp(min=-1), shape) + 1  # of the grid with its border
+        lower = torch.minimum(voxel.floor(), shape)
         share = voxel - lower
-        corners = CORNERS.to(points.device)
         first = (lower.long() * stride).sum(-1) + self.base[case].reshape(lead)
-        index = first[..., None] + (corners * stride[..., None, :]).sum(-1)
+        index = first[..., None] + (self.corners * stride[..., None, :]).sum(-1)
         near = torch.stack([1 - share, share], -1)  # (..., 3, 2)
         weight = near[..., 0, :, None, None] * near[..., 1, None, :, None] * near[..., 2, None, None, :]
         value = _Interpolate.apply(self.rows, index.reshape(-1, 8), weight.reshape(-1, 8))

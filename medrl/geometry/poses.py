@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from medrl.geometry import quaternions
 
@@ -25,9 +26,9 @@ class Pose(NamedTuple):
 def to_matrices(pose: Pose) -> Tensor:
     """Matrices (B, 4, 4)."""
     linear = quaternions.to_matrix(pose.quaternion) * pose.log_scale.exp()[..., None, None]
-    top = torch.cat([linear, pose.translation_mm[..., None]], -1)
-    last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device).expand(*top.shape[:-2], 1, 4)
-    return torch.cat([top, last], -2)
+    matrix = pad(torch.cat([linear, pose.translation_mm[..., None]], -1), (0, 0, 0, 1))
+    matrix[..., 3, 3].fill_(1)  # an assignment would wait for the device
+    return matrix
 
 
 def from_matrices(matrix: Tensor) -> Pose:
@@ -41,6 +42,18 @@ def transform(pose: Pose, points_mm: Tensor) -> Tensor:
     """Points (B, P, 3), or (P, 3) for all, in the second frame."""
     linear = quaternions.to_matrix(pose.quaternion) * pose.log_scale.exp()[..., None, None]
     return points_mm @ linear.transpose(-1, -2) + pose.translation_mm[..., None, :]
+
+
+def distance_mm(pose: Pose, truth: Pose, points_mm: Tensor) -> Tensor:
+    """Mean distance (B,), or (B, K) for poses (B, K), of where poses and a truth (B,) take points (B, P, 3).
+
+    In mm of the first frame: distances in the second one over the scale of the truth.
+    """
+    target = transform(truth, points_mm)
+    size = truth.log_scale.exp()
+    if pose.log_scale.ndim > 1:
+        points_mm, target, size = points_mm[:, None], target[:, None], size[:, None]
+    return (transform(pose, points_mm) - target).norm(dim=-1).mean(-1) / size
 
 
 class Nudges(NamedTuple):

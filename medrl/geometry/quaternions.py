@@ -21,7 +21,12 @@ def from_matrix(matrix: Tensor) -> Tensor:
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
     wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    rows = [[xx + yy + zz, wx, wy, wz], [wx, xx - yy - zz, xy, xz], [wy, xy, yy - xx - zz, yz], [wz, xz, yz, zz - xx - yy]]
+    rows = [
+        [xx + yy + zz, wx, wy, wz],
+        [wx, xx - yy - zz, xy, xz],
+        [wy, xy, yy - xx - zz, yz],
+        [wz, xz, yz, zz - xx - yy],
+    ]
     quaternion = torch.linalg.eigh(torch.stack([torch.stack(row, -1) for row in rows], -2))[1][..., -1]
     return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
 

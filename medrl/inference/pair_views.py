@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool3d
 
 from medrl.data.pair_cases import LEVELS_MM, Pair, Points
 from medrl.data.pair_images import SPACING_MM, PairImage, body_grid, channels, grey
+from medrl.geometry.mind import describe
 from medrl.networks.features import FeaturePair, PairNetworks
 
 NEAR_BODY = 5  # voxels of the cube about a place that must hold tissue for the place to be looked at
@@ -37,18 +38,19 @@ def view(
     device = networks.coarse.log_scale.device
     return View(
         grid_from_ras, _features(networks.coarse, seen.to(device), image.ct),
-        _features(networks.fine, seen.to(device), image.ct) if fine else None,
+        _features(networks.fine, seen.to(device), image.ct) if fine and networks.fine is not None else None,
         grey(values, ct=image.ct).to(device), image.tissue(values).to(device),
     )  # fmt: skip
 
 
 def pair_of(
     fixed: View, moving: View, *, counts: tuple[int, int], generator: torch.Generator, name: str = "",
-    ras_truth: Tensor | None = None, lattice_ras: Tensor | None = None,
+    ras_truth: Tensor | None = None, lattice_ras: Tensor | None = None, mind: bool = False,
 ) -> Pair:  # fmt: skip
     """Put two views together as a case; ``counts`` are the numbers of coarse and fine points.
 
-    The fixed frame is that of the fixed view, but its origin is the middle of the body.
+    The fixed frame is that of the fixed view, but its origin is the middle of the body.  With ``mind`` the pair can be
+    judged by self-similarity, too.
     """
     parts, middle = {}, middle_of(fixed)
     for level, count in zip(LEVELS_MM, counts, strict=True):
@@ -60,7 +62,9 @@ def pair_of(
         place = (_unravel(index, shape) - (torch.tensor(shape, device=index.device) - 1) / 2) * LEVELS_MM[level]
         vectors = torch.zeros(len(index), 1, device=index.device) if feature is None else volume.flatten(1)[:, index].T
         parts[level] = Points(place - middle, vectors)
-        grey_values = fixed.grey.flatten()[index] if level == "fine" else None
+    # index is that of the fine points from here on
+    grey_values = fixed.grey.flatten()[index]
+    descriptors = describe(fixed.grey).flatten(1)[:, index].T if mind else None
     fixed_from_ras = fixed.grid_from_ras.clone()
     fixed_from_ras[:3, 3] -= middle.double().cpu()
     truth = None
@@ -71,8 +75,8 @@ def pair_of(
         lattice = (lattice_ras @ fixed_from_ras[:3, :3].T + fixed_from_ras[:3, 3]).float()
     fine = torch.zeros(1, *moving.grey.shape, device=middle.device) if moving.fine is None else moving.fine
     return Pair(
-        name, parts["coarse"], parts["fine"], grey_values, moving.coarse, fine, moving.grey, truth,
-        lattice, middle_of(moving),
+        name, parts["coarse"], parts["fine"], grey_values, moving.coarse, fine, moving.grey, truth, lattice,
+        middle_of(moving), descriptors, fixed_from_ras, moving.grid_from_ras,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def look_ahead(
     task: RegistrationTask, network: nn.Module, state: RegistrationState, *, rollouts: int, depth: int,
     generator: torch.Generator, temperature: float = 0.3,
 ) -> Pose:  # fmt: skip
-    """Poses (B,): from each row ``rollouts`` are sampled from the policy, and their ends averaged by the critic's value.
+    """Poses (B,): ``rollouts`` a row are sampled from the policy, and their ends averaged by the critic's value.
 
     Source: the Monte-Carlo look-ahead of Sun et al. 2018; the weights are softmax(value / temperature).
     """

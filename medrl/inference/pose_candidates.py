@@ -41,19 +41,13 @@ class Candidates:
     pairs: list[Pair]
     cases: PairCases  # of the pairs
     pose: Pose  # (K,) in the frames of the cases
-    fixed_from_ras: Tensor  # (4, 4)
-    moving_from_ras: Tensor  # (K, 4, 4)
-
-    def to_ras(self, index: int, matrices: Tensor) -> Tensor:
-        """RAS ``moving_from_fixed`` (..., 4, 4) float64 of matrices in the frames of a candidate."""
-        return torch.linalg.inv(self.moving_from_ras[index]) @ matrices.double().cpu() @ self.fixed_from_ras
 
 
 def find_candidates(
     fixed: PairImage, moving: PairImage, networks: PairNetworks, *, search: Search, scaled: bool,
     generator: torch.Generator, truth: Tensor | None = None, lattice_ras: Tensor | None = None, name: str = "",
 ) -> Candidates:  # fmt: skip
-    """Search, best first.  With ``truth`` (RAS moving_from_fixed) and ``lattice_ras`` (L, 3) the cases know the answer."""
+    """Search, best first; with ``truth`` (RAS moving_from_fixed) and ``lattice_ras`` (L, 3) cases know the answer."""
     seen, other = view(fixed, networks), view(moving, networks, fine=False)
     scales = (0.87, 1.0, 1.15) if scaled else (1.0,)
 
@@ -85,24 +79,18 @@ def look_again(
     truth: Tensor | None = None, lattice_ras: Tensor | None = None, name: str = "",
 ) -> Candidates:  # fmt: skip
     """Candidates of RAS poses ``found`` (K, 4, 4): the moving image is rendered anew in the orientation of each."""
-    fixed_from_ras = fixed_frame(fixed_view)
-    pairs, frames = [], []
+    pairs = []
     for matrix in found:
         frame = torch.eye(4, dtype=torch.float64)
         frame[:3, :3] = (matrix[:3, :3] / torch.linalg.det(matrix[:3, :3]).abs() ** (1 / 3)).T
         turned = view(moving, networks, frame_from_ras=frame)
-        frames.append(turned.grid_from_ras)
         points = torch.Generator().manual_seed(0)
         pairs.append(
             pair_of(
-                fixed_view, turned, counts=counts, generator=points, name=name, ras_truth=truth,
-                lattice_ras=lattice_ras,
+                fixed_view, turned, counts=counts, generator=points, name=name, ras_truth=truth, lattice_ras=lattice_ras
             )
-        )  # fmt: skip
-    moving_from_ras = torch.stack(frames)
-    pose = from_matrices((moving_from_ras @ found @ torch.linalg.inv(fixed_from_ras)).float())
+        )
+    back = torch.linalg.inv(fixed_frame(fixed_view))
+    pose = from_matrices(torch.stack([p.moving_from_ras @ m @ back for p, m in zip(pairs, found, strict=True)]).float())
     device = networks.coarse.log_scale.device
-    return Candidates(
-        pairs, PairCases(pairs, scale=networks.scale), Pose(*(value.to(device) for value in pose)), fixed_from_ras,
-        moving_from_ras,
-    )  # fmt: skip
+    return Candidates(pairs, PairCases(pairs, scale=networks.scale), Pose(*(value.to(device) for value in pose)))

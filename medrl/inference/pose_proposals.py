@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from medrl.data.pair_cases import PairCases
-from medrl.geometry.poses import Pose, from_matrices, transform
-from medrl.geometry.quaternions import multiply
+from medrl.geometry.poses import Pose
+from medrl.geometry.quaternions import from_vector
 
 SHIFTS_MM = 25.0
 ALIKE_DEGREES, ALIKE_MM = 20.0, 30.0
+LEAST_SHARE = 0.02
 
 
 def look_at(cases: PairCases, pose: Pose, *, levels: tuple[str, ...], rows: int = 2048) -> Tensor:
@@ -25,11 +26,15 @@ def look_at(cases: PairCases, pose: Pose, *, levels: tuple[str, ...], rows: int 
 
 def spread(count: int, degrees: float, generator: torch.Generator) -> Tensor:
     """Quaternions (count, 4), the identity first, spread evenly over the turns of up to so many degrees."""
-    limit = math.cos(math.radians(min(180.0, degrees)) / 2)
-    share = max(0.02, (math.radians(min(180.0, degrees)) - math.sin(math.radians(min(180.0, degrees)))) / math.pi)
-    drawn = torch.randn(int(3 * count / share) + 50, 4, generator=generator)
-    drawn = torch.nn.functional.normalize(drawn, dim=1)
-    drawn = drawn[drawn[:, 0].abs() >= limit][: count - 1]
+    angle = math.radians(min(180.0, degrees))
+    share = (angle - math.sin(angle)) / math.pi  # of all turns
+    if share < LEAST_SHARE:  # too few to draw among all; small turns are spread as vectors in a ball
+        vector = torch.nn.functional.normalize(torch.randn(count - 1, 3, generator=generator), dim=1)
+        drawn = from_vector(vector * angle * torch.rand(count - 1, 1, generator=generator) ** (1 / 3))
+    else:
+        drawn = torch.randn(int(3 * count / share) + 50, 4, generator=generator)
+        drawn = torch.nn.functional.normalize(drawn, dim=1)
+        drawn = drawn[drawn[:, 0].abs() >= math.cos(angle / 2)][: count - 1]
     return torch.cat([torch.tensor([[1.0, 0.0, 0.0, 0.0]]), drawn])
 
 

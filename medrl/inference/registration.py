@@ -24,6 +24,7 @@ from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
 MODES = ("agent", "climb")
 POLISHES = ("gradient", "simpleitk", "none")
 AGREE_MM = 6.0  # two candidates that end closer are one answer
+SURE_LEAD = 3.0  # lead of an answer that all candidates agree on
 EVIDENCE = ("score", "information", "inside", "value", "lead", "agreement")
 
 
@@ -120,7 +121,7 @@ class RegistrationInferer(Inferer):
         evidence = {
             "score": seen.score, "information": seen.information, "inside": seen.inside, "value": value,
         }  # fmt: skip
-        rank = seen.score + self.information * seen.information
+        rank = seen.score + self.information * seen.information + (value if policy is not None else 0.0)
         return Ended(candidates, pose, rank, evidence, ended.path)
 
     def answer(
@@ -128,16 +129,9 @@ class RegistrationInferer(Inferer):
         networks: PairNetworks, *, scaled: bool,
     ) -> Registration:  # fmt: skip
         """Refine the best candidate, and say how sure it is."""
-        best = int(ended.rank.argmax())
-        ras = self._in_ras(ended)
-        found = ras[best]
-        lattice = self._lattice(ended)
-        apart = (_map(ras, lattice) - _map(found[None], lattice)).norm(dim=-1).mean(-1)  # (K,)
-        others = apart > AGREE_MM
-        lead = ended.rank[best] - (ended.rank[others].max() if bool(others.any()) else ended.rank.min())
-        evidence = {name: float(value[best]) for name, value in ended.evidence.items()}
-        evidence |= {"lead": float(lead), "agreement": float((~others).float().mean())}
-        path = torch.stack([ended.candidates.to_ras(best, matrix) for matrix in ended.path[:, best]])
+        best, evidence, lattice = self.judge(ended)
+        path = ended.candidates.pairs[best].to_ras(ended.path[:, best])
+        found = ended.candidates.pairs[best].to_ras(to_matrices(ended.pose)[best])
         polished = self._polished(found, fixed, moving, images, networks, scaled=scaled)
         moved_mm = float((_map(polished[None], lattice) - _map(found[None], lattice)).norm(dim=-1).mean())
         confidence = self._confidence(evidence)
@@ -148,6 +142,21 @@ class RegistrationInferer(Inferer):
             torch.cat([path, polished[None]]), moved_mm,
         )  # fmt: skip
 
+    def judge(self, ended: Ended) -> tuple[int, dict[str, float], Tensor]:
+        """The best candidate, the evidence for it by the names of `EVIDENCE`, and places (L, 3) of the body, RAS."""
+        best = int(ended.rank.argmax())
+        matrices = to_matrices(ended.pose)
+        pairs = ended.candidates.pairs
+        ras = torch.stack([pair.to_ras(matrix) for pair, matrix in zip(pairs, matrices, strict=True)])
+        place = ended.candidates.cases.points["coarse"].place_mm[0].double().cpu()
+        back = torch.linalg.inv(pairs[best].fixed_from_ras)
+        lattice = place @ back[:3, :3].T + back[:3, 3]
+        apart = (_map(ras, lattice) - _map(ras[best : best + 1], lattice)).norm(dim=-1).mean(-1)  # (K,)
+        others = (apart > AGREE_MM).to(ended.rank.device)
+        lead = ended.rank[best] - (ended.rank[others].max() if bool(others.any()) else ended.rank.min() - SURE_LEAD)
+        evidence = {name: float(value[best]) for name, value in ended.evidence.items()}
+        return best, evidence | {"lead": float(lead), "agreement": float((~others).float().mean())}, lattice
+
     def _polished(
         self, found: Tensor, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage],
         networks: PairNetworks, *, scaled: bool,
@@ -157,7 +166,7 @@ class RegistrationInferer(Inferer):
         if self.polish == "simpleitk":
             from medrl.inference.mutual_information import polish
 
-            return polish(fixed, moving, found, limit_mm=self.limit_mm)
+            return polish(fixed, moving, found, limit_mm=self.limit_mm, scaled=scaled)[0]
         again = look_again(
             fixed_view=view(images[0], networks), moving=images[1], networks=networks, found=found[None],
             counts=(2000, self.points),
@@ -168,17 +177,7 @@ class RegistrationInferer(Inferer):
         if self.scaled == "auto" and abs(float(pose.log_scale)) < self.least_scale:
             rigid = again.pose._replace(log_scale=torch.zeros_like(again.pose.log_scale))
             pose, _ = refine(again.cases, 0, rigid, scaled=False, information=self.information, limit_mm=self.limit_mm)
-        return again.to_ras(0, to_matrices(pose)[0])
-
-    def _in_ras(self, ended: Ended) -> Tensor:
-        matrices = to_matrices(ended.pose)
-        return torch.stack([ended.candidates.to_ras(n, matrix) for n, matrix in enumerate(matrices)])
-
-    def _lattice(self, ended: Ended) -> Tensor:
-        """Places (L, 3) of the fixed body, RAS."""
-        place = ended.candidates.cases.points["coarse"].place_mm[0].double().cpu()
-        back = torch.linalg.inv(ended.candidates.fixed_from_ras)
-        return place @ back[:3, :3].T + back[:3, 3]
+        return again.pairs[0].to_ras(to_matrices(pose)[0])
 
     def _confidence(self, evidence: Mapping[str, float]) -> float:
         """Logistic model of success; without a calibration everything is believed."""

@@ -61,10 +61,10 @@ class GridPair:
     def __init__(self, fixed: MetaTensor, moving: MetaTensor) -> None:
         self.spacing_mm = FINE_MM
         views = [_view(image, self.spacing_mm) for image in (fixed, moving)]
+        for role, view in zip(("fixed", "moving"), views, strict=True):
+            if not view.body.any():
+                raise InputError(f"the {role} image: shows nothing but air; expected a patient")
         least = min(int(view.body.sum()) for view in views)
-        if least == 0:
-            which = "moving" if views[0].body.any() else "fixed"
-            raise InputError(f"the {which} image: holds nothing but air; expected a patient")
         if least > MOST_SAMPLES:
             self.spacing_mm *= (least / MOST_SAMPLES) ** (1 / 3)
             views = [_view(image, self.spacing_mm) for image in (fixed, moving)]
@@ -111,6 +111,8 @@ def _view(image: MetaTensor, spacing_mm: float) -> View:
     ct = is_ct(volume)
     if ct:
         volume = volume.clamp(*CT_WINDOW)  # before it is averaged, or the air would eat into the skin
+    if volume.min() == volume.max():
+        return View(torch.zeros(volume.shape), torch.zeros(volume.shape, dtype=torch.bool), torch.zeros(3).double())
     grid, ras_from_centre = canonical(
         volume, torch.as_tensor(image.affine).cpu(), spacing_mm=spacing_mm, window=CT_WINDOW if ct else None,
         multiple=MULTIPLE,

@@ -71,7 +71,10 @@ class FeaturePair(nn.Module):
 
 
 class PairNetworks(nn.Module):
-    """All that a registration bundle has learned: ``coarse`` and ``fine`` feature pairs, and the agent's ``policy``."""
+    """All that a registration bundle has learned: feature networks, options of which are given, and the policy.
+
+    Without ``fine`` there are features at 8 mm only.
+    """
 
     def __init__(
         self, *, coarse: Mapping[str, Any] | None = None, fine: Mapping[str, Any] | None = None,
@@ -79,13 +82,20 @@ class PairNetworks(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.coarse = FeaturePair(*(CoarseNet(**(coarse or {})) for _ in MODALITIES))
-        self.fine = FeaturePair(*(FineNet(**(fine or {})) for _ in MODALITIES))
+        self.fine = None if fine is None else FeaturePair(*(FineNet(**fine) for _ in MODALITIES))
         self.policy = policy
 
     @property
     def scale(self) -> Tensor:
-        """(2,) log-likelihood of a unit of mean product, coarse and fine."""
-        return torch.stack([self.coarse.log_scale, self.fine.log_scale]).detach().exp()
+        """(2,) log-likelihood of a unit of mean product, coarse and fine; 0 where there are no fine features."""
+        coarse = self.coarse.log_scale.detach().exp()
+        fine = torch.zeros_like(coarse) if self.fine is None else self.fine.log_scale.detach().exp()
+        return torch.stack([coarse, fine])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Products (B, 1, X/2, Y/2, Z/2) of the features of a CT and an MR image (B, 2 + 2, X, Y, Z) on one grid."""
+        ct, mr = (self.coarse(part, name) for part, name in zip(image.split(2, 1), MODALITIES, strict=True))
+        return (ct * mr).sum(1, keepdim=True)
 
 
 class _Block(nn.Module):

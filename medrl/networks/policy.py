@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,9 +69,11 @@ class PolicyNet(Policy):
 
     def __init__(
         self, *, features: int, actions: int, hidden: int = 128, recurrent: bool = False,
-        shortcut: slice | None = None, scale: float = 1.0, key: str = "vector",
+        shortcut: slice | Sequence[int] | None = None, scale: float = 1.0, key: str = "vector",
     ) -> None:  # fmt: skip
         super().__init__()
+        if shortcut is not None and not isinstance(shortcut, slice):  # from a file of settings
+            shortcut = slice(*shortcut)
         self.hidden, self.recurrent, self.shortcut, self.key = hidden, recurrent, shortcut, key
         if shortcut is not None:
             entries = len(range(*shortcut.indices(features)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from medrl.data.pair_cases import PairCases, Seen
-from medrl.geometry import quaternions
-from medrl.geometry.poses import Nudges, Pose, after_every, from_matrices, nudged, nudges, to_matrices
-from medrl.rewards.scores import AtStop, Gain, StepCost
-from medrl.tasks.base import Task
-from medrl.types import Reward
+from medrl.geometry.poses import Pose, after_every, from_matrices, nudges
+from medrl.tasks.poses import PoseTask
+from medrl.types import Reward, where
 
 SHIFTS_MM = (16.0, 6.0, 2.0)
 ARM_MM = 40.0  # a turn moves tissue at this distance as far as a shift does: half the breadth of a limb or head
+NEAR_MM = 5.0  # an error that the default reward takes for success
+FAR = 1e4  # no observed number comes near; learners ask for a bound
 CELLS = 3  # the products of features are shown as means in CELLS^3 parts of the body
 
 
 class RegistrationState(NamedTuple):
-    """Of B rows; 47 bytes a row."""
+    """Of B rows; 43 bytes a row."""
 
     case: Tensor  # int16
     quaternion: Tensor  # (B, 4)
@@ -41,7 +41,7 @@ class RegistrationState(NamedTuple):
         return Pose(self.quaternion, self.log_scale, self.translation_mm)
 
 
-class RegistrationTask(Task):
+class RegistrationTask(PoseTask):
     """A pair in 3D: rigid (6 parameters) or similarity (7).
 
     Actions: both signs of every parameter at a coarse, a medium and a fine size, and stop, the last one.  Observation
@@ -61,20 +61,15 @@ class RegistrationTask(Task):
     ) -> None:  # fmt: skip
         degrees = [math.degrees(size / ARM_MM) for size in shifts_mm]
         log_scales = [size / (2.5 * ARM_MM) for size in shifts_mm] if scaled else []
-        self.changes: Nudges = nudges(shifts_mm=shifts_mm, turns_degrees=degrees, log_scales=log_scales).to(
-            cases.device
-        )
-        self.cases, self.scaled, self.max_steps = cases, scaled, max_steps
-        self.moves = len(self.changes.log_scale)
-        self.stop = self.moves
-        self.starts, self.perturbed = starts, perturbed if starts is not None else 1.0
-        self.start_mm, self.start_degrees, self.start_scale = start_mm, start_degrees, start_scale
-        self.reward_shape: Reward = (
-            0.1 * Gain(per_step_length=False) + AtStop(threshold=-5.0) - 0.01 * StepCost() if reward is None else reward
-        )
+        super().__init__(
+            cases=cases, changes=nudges(shifts_mm=shifts_mm, turns_degrees=degrees, log_scales=log_scales),
+            scaled=scaled, planar=False, max_steps=max_steps, start_mm=start_mm, start_degrees=start_degrees,
+            start_scale=start_scale, reward=reward, near_mm=NEAR_MM,
+        )  # fmt: skip
+        self.starts, self.chance = starts, perturbed
+        self.proposed = None if starts is None else Pose(*(v.to(cases.device) for v in from_matrices(starts)))
         self.cell = _cells(cases.points["coarse"].place_mm)
-        self.action_space = gymnasium.spaces.Discrete(self.moves + 1)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (sum(self.layout.values()),), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-FAR, FAR, (sum(self.layout.values()),), np.float32)
 
     @property
     def layout(self) -> dict[str, int]:
@@ -86,15 +81,12 @@ class RegistrationTask(Task):
 
     def initial(self, case: Tensor, generator: torch.Generator) -> RegistrationState:
         """A proposed or perturbed pose of each case."""
-        pose = self._perturbed(case, generator)
-        if self.starts is not None:
-            rows, count = case.long(), self.starts.shape[1]
+        pose = self.perturbed(case, generator)
+        if self.proposed is not None:
+            count = self.proposed.log_scale.shape[1]
             pick = torch.randint(count, case.shape, generator=generator, device=case.device)
-            proposed = from_matrices(self.starts[rows, pick])
-            use = torch.rand(case.shape, generator=generator, device=case.device) >= self.perturbed
-            pose = Pose(*(
-                torch.where(use.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(proposed, pose, strict=True)
-            ))  # fmt: skip
+            use = torch.rand(case.shape, generator=generator, device=case.device) >= self.chance
+            pose = where(use, Pose(*(value[case.long(), pick] for value in self.proposed)), pose)
         return self.at(case, pose)
 
     def at(self, case: Tensor, pose: Pose) -> RegistrationState:
@@ -133,56 +125,9 @@ class RegistrationTask(Task):
 
     def advance(self, state: RegistrationState, action: Tensor) -> RegistrationState:
         """Nudge, or stop."""
-        move = (action < self.moves) & ~state.stopped
-        index = action.long().clamp(max=self.moves - 1)
-        pose = nudged(state.pose, Nudges(*(value[index] for value in self.changes)))
-        pose = Pose(*(
-            torch.where(move.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            for new, old in zip(pose, state.pose, strict=True)
-        ))  # fmt: skip
-        best = torch.maximum(state.best, self.cases.look(state.case, pose).score)
-        return RegistrationState(
-            state.case, *pose, best, action.to(torch.int16), state.time + 1, state.stopped | (action == self.stop)
-        )
-
-    def terminated(self, state: RegistrationState) -> Tensor:
-        """Stopped."""
-        return state.stopped
-
-    def score(self, state: RegistrationState) -> Tensor:
-        """Minus the error in mm."""
-        return -self.cases.error_mm(state.case, state.pose)
-
-    def action_gains(self, state: RegistrationState) -> Tensor:
-        """(B, A) mm that each action takes off the error; stopping gains nothing."""
-        now = self.cases.error_mm(state.case, state.pose)
-        then = self.cases.error_mm(state.case, after_every(state.pose, self.changes))
-        return torch.cat([now[:, None] - then, torch.zeros_like(now[:, None])], 1)
-
-    def expert(self, state: RegistrationState) -> Tensor:
-        """The nudge that takes most off the error, or stop where none does."""
-        return self.action_gains(state).argmax(1)
-
-    def outputs(self, state: RegistrationState) -> dict[str, Any]:
-        """``moving_from_fixed`` (B, 4, 4), mm, in the frames of the cases."""
-        return {"moving_from_fixed": to_matrices(state.pose)}
-
-    def _perturbed(self, case: Tensor, generator: torch.Generator) -> Pose:
-        """The truth, turned and changed in size about the middle of the body and shifted."""
-        device, count = case.device, len(case)
-
-        def direction() -> Tensor:
-            vector = torch.randn(count, 3, generator=generator, device=device)
-            return vector / vector.norm(dim=1, keepdim=True).clamp(min=1e-6)
-
-        def size(most: float) -> Tensor:
-            return most * torch.rand(count, 1, generator=generator, device=device)
-
-        truth = Pose(*(value[case.long()] for value in self.cases.truth))
-        turn = quaternions.from_vector(direction() * size(math.radians(self.start_degrees)))
-        shift = direction() * size(self.start_mm)
-        growth = math.log(self.start_scale) * (2 * size(1.0)[:, 0] - 1) * self.scaled
-        return nudged(truth, Nudges(turn, growth, shift))
+        new = super().advance(state, action)
+        best = torch.maximum(state.best, self.cases.look(new.case, new.pose).score)
+        return new._replace(best=best, previous=action.to(torch.int16), time=state.time + 1)
 
 
 def _cells(place_mm: Tensor) -> Tensor:

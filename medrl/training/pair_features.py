@@ -96,8 +96,8 @@ class FeatureTraining:
     def __init__(
         self, pair: FeaturePair, sampler: PairSampler, *, kinds: Sequence[tuple[int, float, float, float]],
         width_mm: float, count: int, updates: int, batch_size: int = 2, learning_rate: float = 1e-3,
-        silver: float = 1.0, average: float = 70.0, bf16: bool = True, checkpoint: Path | str | None = None, save_every: int = 100,
-        curve: Path | str | None = None, seed: int = 0,
+        silver: float = 1.0, average: float = 70.0, bf16: bool = True,
+        checkpoint: Path | str | None = None, save_every: int = 100, curve: Path | str | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.pair, self.average = pair, copy.deepcopy(pair).eval().requires_grad_(False)
         self.sampler, self.kinds, self.width_mm, self.count = sampler, tuple(kinds), width_mm, count
@@ -119,9 +119,7 @@ class FeatureTraining:
         for _ in range(self.batch_size):
             sample = self.sampler.draw()
             poses, error_mm = draw_poses(sample, self.kinds, self.generator)
-            score = similarity_of(
-                self.pair, sample, poses, count=self.count, bf16=self.bf16, generator=self.generator
-            )
+            score = similarity_of(self.pair, sample, poses, count=self.count, bf16=self.bf16, generator=self.generator)
             mixed = sample.modalities[0] != sample.modalities[1]
             error_mm = error_mm.to(score.device)
             loss = listwise_loss(score, error_mm, self.width_mm * (self.silver if mixed else 1.0)) / self.batch_size

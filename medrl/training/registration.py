@@ -1,10 +1,11 @@
-"""Training of a registration bundle: features with and without each fold, cases, and what is kept of the agent."""
+"""Validation of a registration policy, and what is kept of it."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,115 +15,23 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from medrl.data.dataset import SECTIONS
-from medrl.data.pair_images import prepare
-from medrl.data.pair_samples import COARSE, FINE, AlignedPair, PairSampler
-from medrl.data.pairs import read_pair, read_pairs
+from medrl.data.pair_cases import PairCases
 from medrl.data.write import whole_file, write_json
+from medrl.geometry.poses import Pose, from_matrices
 from medrl.inference.policy_walk import walk
+from medrl.inference.pose_candidates import Candidates
+from medrl.inference.registration import RegistrationInferer
+from medrl.inference.registration_calibration import fit_confidence
 from medrl.networks.features import PairNetworks
 from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.registration import RegistrationTask
-from medrl.training.pair_features import COARSE_POSES, FINE_POSES, FeatureTraining
+from medrl.training.feature_folds import FeatureFolds
 from medrl.training.parallel import rank_seed
-from medrl.training.registration_pool import ImagePair
-from medrl.types import InputError
+from medrl.training.registration_pool import Pool
 
 logger = logging.getLogger(__name__)
 
 HOPELESS_MM = 30.0  # errors count up to here: a lost case is lost
-
-
-def read_image_pairs(dataset_dirs: Sequence[Path | str], sections: Sequence[str] = SECTIONS) -> list[ImagePair]:
-    """Read the aligned pairs of some sections of every ``dataset.json`` that has them; InputError if none has."""
-    pairs = []
-    for folder in dataset_dirs:
-        for section in sections:
-            try:
-                files = read_pairs(folder, section)
-            except InputError as error:
-                if "has no pairs" not in str(error):
-                    raise
-                continue
-            pairs += [ImagePair(file.case, file.subject, *read_pair(file.fixed, file.moving)) for file in files]
-    if not pairs:
-        raise InputError(f"no pairs in {' or '.join(sections)} of dataset.json; expected aligned pairs to train on")
-    return pairs
-
-
-def fold_of(pairs: Sequence[ImagePair], folds: int) -> dict[str, int]:
-    """The fold of every subject, by turns in the order of their names, data set after data set."""
-    subjects = list(dict.fromkeys(pair.subject for pair in pairs))
-    return {subject: number % folds for number, subject in enumerate(subjects)}
-
-
-class FeatureFolds:
-    """Feature networks of all pairs, and of all pairs but those of a fold, in ``folder``.
-
-    An agent that learns on pairs its features were trained on would trust them too much: `networks_of` answers, for
-    a subject, the networks that never saw it.  ``coarse`` and ``fine`` are options of `FeatureTraining`, ``options`` of
-    `PairNetworks`.
-    """
-
-    def __init__(
-        self, pairs: Sequence[ImagePair], *, folder: Path | str, folds: int, coarse: Mapping[str, Any],
-        fine: Mapping[str, Any], options: Mapping[str, Any] | None = None, device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:  # fmt: skip
-        self.pairs, self.folder, self.folds = list(pairs), Path(folder), folds
-        self.coarse, self.fine, self.options = dict(coarse), dict(fine), dict(options or {})
-        self.device, self.seed = torch.device(device), seed
-        self.fold = fold_of(pairs, folds)
-        self.loaded: dict[int, PairNetworks] = {}
-
-    def run(self, *, resume: bool = True) -> None:
-        """Train what is missing; -1 is the fold that leaves out nobody."""
-        prepared = [AlignedPair(p.name, p.subject, prepare(p.fixed), prepare(p.moving)) for p in self.pairs]
-        for left_out in (*range(self.folds if self.folds > 1 else 0), -1):
-            rest = [pair for pair in prepared if self.fold[pair.subject] != left_out]
-            for level, variety, kinds, settings in (
-                ("coarse", COARSE, COARSE_POSES, self.coarse), ("fine", FINE, FINE_POSES, self.fine),
-            ):  # fmt: skip
-                path = self.path(level, left_out)
-                checkpoint = path.with_suffix(".ckpt")
-                if not resume:
-                    path.unlink(missing_ok=True)
-                    checkpoint.unlink(missing_ok=True)
-                if path.exists():
-                    continue
-                logger.info("%s features, %s", level, "of all" if left_out < 0 else f"without fold {left_out}")
-                with torch.random.fork_rng():
-                    torch.manual_seed(self.seed)
-                    pair = getattr(PairNetworks(**self.options), level)
-                training = FeatureTraining(
-                    pair.to(self.device, memory_format=torch.channels_last_3d),
-                    PairSampler(rest, variety=variety, seed=self.seed), kinds=kinds, checkpoint=checkpoint,
-                    curve=path.with_suffix(".jsonl"), seed=self.seed, **settings,
-                )  # fmt: skip
-                average = training.run()
-                with whole_file(path) as part:
-                    torch.save(average.state_dict(), part)
-                checkpoint.unlink(missing_ok=True)
-
-    def path(self, level: str, fold: int) -> Path:
-        """Where the weights of a fold are."""
-        return self.folder / f"{level}_{'all' if fold < 0 else fold}.pt"
-
-    def networks(self, fold: int = -1, policy: nn.Module | None = None) -> PairNetworks:
-        """Networks of a fold, with a policy."""
-        networks = PairNetworks(**self.options, policy=policy)
-        for level in ("coarse", "fine"):
-            weights = torch.load(self.path(level, fold), map_location="cpu", weights_only=True)
-            getattr(networks, level).load_state_dict(weights)
-        networks = networks.to(self.device, memory_format=torch.channels_last_3d)
-        return networks.eval().requires_grad_(False)
-
-    def networks_of(self, subject: str) -> PairNetworks:
-        """Networks that were not trained on a subject."""
-        fold = self.fold[subject] if self.folds > 1 else -1
-        if fold not in self.loaded:
-            self.loaded[fold] = self.networks(fold)
-        return self.loaded[fold]
 
 
 class RegistrationEvaluator(Evaluator):
@@ -154,8 +63,6 @@ def measure_walks(task: RegistrationTask, network: nn.Module | None, *, rows: in
 
     Without a network: of the plain climb of the learned similarity.
     """
-    from medrl.geometry.poses import Pose, from_matrices
-
     errors, steps = [], []
     device = task.cases.device
     for part in torch.arange(len(task.cases), device=device).split(rows):
@@ -214,3 +121,41 @@ class BestPolicy:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Undo ``state_dict``."""
         self.best, self.weights = saved["best"], saved["weights"]
+
+
+def finish(best: BestPolicy, agent: Any, pool: Pool, *, success_mm: float = 10.0) -> None:
+    """Fit what evidence says about success, on the cases of a pool, and write ``agent.json`` with it.
+
+    Where no validation has chosen a policy, the agent's last one is kept.
+    """
+    if rank_seed(0) > 0:
+        return
+    if not best.weights:
+        best.keep(agent.average)
+    policy = copy.deepcopy(agent.average)
+    policy.load_state_dict(best.weights)
+    rows, success = gather_evidence(pool, best.features.networks(policy=policy), best.settings, success_mm=success_mm)
+    best.settings["inference"] = best.settings["inference"] | {"calibration": fit_confidence(rows, success)}
+    write_json(best.folder / "agent.json", best.settings)
+    logger.info("calibrated on %d registrations, %d of them right", len(rows), sum(success))
+
+
+def gather_evidence(
+    pool: Pool, networks: PairNetworks, settings: Mapping[str, Any], *, success_mm: float, mode: str = "agent"
+) -> tuple[list[dict[str, float]], list[bool]]:
+    """The evidence for the best candidate of every registration of a pool, and whether it was right."""
+    inferer = RegistrationInferer(mode=mode, **settings["inference"])
+    pose = from_matrices(pool.starts[:, 0])
+    rows, success = [], []
+    numbers = range(len(pool.pairs))
+    for _, group in groupby(numbers, key=lambda number: pool.pairs[number].name):
+        index = list(group)
+        pairs = [pool.pairs[number] for number in index]
+        cases = PairCases(pairs, scale=pool.cases.scale.cpu()).to(pool.cases.device)
+        starts = Pose(*(value[index].to(pool.cases.device) for value in pose))
+        ended = inferer.walk(Candidates(pairs, cases, starts), networks, scaled=True)
+        best, evidence, _ = inferer.judge(ended)
+        row = torch.arange(len(pairs), device=pool.cases.device)
+        rows.append(evidence)
+        success.append(float(cases.error_mm(row, ended.pose)[best]) < success_mm)
+    return rows, success

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from blobs import SHAPE_MM, BlobNet, anatomy, blob_volume
-from probes import small_cases, smooth_volume
+from probes import small_cases, small_image_task, small_registration_task, smooth_volume
 
 from medrl.agents.actor_critic import PPO
 from medrl.agents.dqn import DQN
@@ -29,6 +29,11 @@ pytestmark = pytest.mark.gpu
 
 OBSERVATIONS = [{}, {"settle": False}, {"observation": "frames", "frames": 3, "settle": False}]
 SMALL = {"landmarks": 2, "size": 9, "scales": 2, "width": 4, "hidden": 16}
+REGISTRATION = {
+    "features": small_registration_task,
+    "slices": small_image_task,
+    "volumes": lambda device: small_image_task(size=(10, 9, 8), device=device),
+}
 NETWORKS = {
     "FoveaNet": lambda: FoveaNet(strides=(1, 2), spacing_mm=2.0, **SMALL),
     "ConcentricNet": lambda: ConcentricNet(levels=2, **SMALL),
@@ -160,6 +165,38 @@ def test_torch_vector_environment_never_makes_the_host_wait(
         seen, reward, *_ = environment.step(action)
     torch.cuda.set_sync_debug_mode("default")
     assert seen["image"].device.type == reward.device.type == device.type
+
+
+@pytest.mark.parametrize("name", REGISTRATION)
+def test_registration_looks_and_pays_as_on_the_cpu(
+    device: torch.device, torch_generator: torch.Generator, name: str
+) -> None:
+    here, there = REGISTRATION[name](device="cpu"), REGISTRATION[name](device=device)
+    state = here.initial(torch.arange(12) % 3, torch_generator)
+    for _ in range(4):
+        twin = move(state, device)
+        action = torch.randint(int(here.action_space.n), (12,), generator=torch_generator)
+        following, twin_following = here.advance(state, action), there.advance(twin, action.to(device))
+        seen, twin_seen = here.observe(state).float(), there.observe(twin).cpu().float()
+        torch.testing.assert_close(twin_seen, seen, atol=0.01 if name == "features" else 1.0, rtol=0)
+        reward = there.reward(twin, action.to(device), twin_following).cpu()
+        torch.testing.assert_close(reward, here.reward(state, action, following), atol=1e-3, rtol=0)
+        torch.testing.assert_close(there.action_gains(twin).cpu(), here.action_gains(state), atol=1e-3, rtol=0)
+        state = following
+
+
+@pytest.mark.parametrize("name", REGISTRATION)
+def test_registration_never_makes_the_host_wait(
+    device: torch.device, no_waiting: Callable[[], None], name: str
+) -> None:
+    environment = Environment(REGISTRATION[name](device=device), num_envs=8)
+    environment.reset()
+    for step in range(20):
+        if step == 3:  # what libraries load at their first use may wait
+            no_waiting()
+        done = environment.step(environment.task.expert(environment.state))
+    torch.cuda.set_sync_debug_mode("default")
+    assert done.reward.device.type == device.type
 
 
 def test_landmarks_are_those_of_the_cpu(device: torch.device) -> None:

@@ -115,7 +115,7 @@ def test_polish_keeps_a_start_beyond_the_image(pair):
 def test_an_image_of_air_is_refused(pair):
     air = MetaTensor(torch.full((1, 20, 20, 20), -1000.0), affine=torch.diag(torch.tensor([4.0, 4.0, 4.0, 1.0])))
     air[0, 0, 0, 0] = -990.0
-    with pytest.raises(InputError, match="the fixed image: holds nothing but air"):
+    with pytest.raises(InputError, match="the fixed image: shows nothing but air"):
         register_mutual_information(air, pair[1])
 
 

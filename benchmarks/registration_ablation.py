@@ -1,0 +1,217 @@
+"""What makes a registration agent learn: memory, rewards, cloning, look-ahead, and a control that must fail.
+
+    python benchmarks/registration_ablation.py --features MODELS/features --output OUT.json --seeds 3
+
+``--features`` is the folder that the bundle's training fills: feature networks, and the cases found with those that
+never saw the patient.  Every arm learns on the training cases and is measured on the validation cases, whose patients
+are others: mean error (at most 30 mm a case) and share below 10 mm of all candidates of the search, and of the one
+candidate a registration that its rank chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medrl.agents.actor_critic import A2C, PPO
+from medrl.agents.policy_cloning import PolicyCloning
+from medrl.data.pair_cases import PairCases, Points
+from medrl.environment import Environment
+from medrl.geometry.poses import Pose, from_matrices
+from medrl.inference.policy_walk import look_ahead, walk
+from medrl.networks.policy import PolicyNet
+from medrl.rewards.scores import AtStop, Gain, Score, Shape, StepCost
+from medrl.rewards.similarity import LearnedSimilarity, MutualInformation
+from medrl.rollout import Rollout
+from medrl.tasks.registration import RegistrationTask
+from medrl.training.registration import HOPELESS_MM
+from medrl.training.registration_pool import Pool, read_pool, spread_starts
+
+logger = logging.getLogger(__name__)
+
+POINTS = (256, 500)  # of the pool's, coarse and fine: enough for a comparison
+AT_STOP, STEP = AtStop(threshold=-6.0), 0.01 * StepCost()
+
+
+class Shuffled(Shape):
+    """The rewards of other rows: right on average, of no use to anybody."""
+
+    def __init__(self, part: Any, seed: int = 0) -> None:
+        self.part, self.generator = part, torch.Generator().manual_seed(seed)
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        reward = self.part(task, state, action, next_state)
+        return reward[torch.randperm(len(reward), generator=self.generator).to(reward.device)]
+
+
+GAIN = 0.1 * Gain(per_step_length=False) + AT_STOP - STEP
+REWARDS: dict[str, Callable[[], Any]] = {
+    "gain and stop": lambda: GAIN,
+    "gain alone": lambda: 0.1 * Gain(per_step_length=False) - STEP,
+    "paper: minus error": lambda: 0.02 * Score() + AT_STOP,
+    "learned similarity": lambda: LearnedSimilarity() - STEP,
+    "mutual information": lambda: 10.0 * MutualInformation() - STEP,
+    "shuffled": lambda: Shuffled(GAIN),
+}
+# name -> (recurrent, updates of cloning in shares, algorithm, reward)
+ARMS: dict[str, tuple[bool, float, type | None, str]] = {
+    "cloning alone": (True, 1.0, None, "gain and stop"),
+    "cloning, then PPO, recurrent": (True, 0.35, PPO, "gain and stop"),
+    "cloning, then PPO, feed-forward": (False, 0.35, PPO, "gain and stop"),
+    "cloning, then A2C, recurrent": (True, 0.35, A2C, "gain and stop"),
+    "PPO from the climb": (True, 0.0, PPO, "gain and stop"),
+    "PPO, gain alone": (True, 0.0, PPO, "gain alone"),
+    "PPO, paper's reward": (True, 0.0, PPO, "paper: minus error"),
+    "PPO, learned similarity": (True, 0.0, PPO, "learned similarity"),
+    "PPO, mutual information": (True, 0.0, PPO, "mutual information"),
+    "PPO, shuffled reward": (True, 0.0, PPO, "shuffled"),
+    "PPO, shuffled reward, no shortcut": (True, 0.0, PPO, "shuffled"),
+    "PPO, no shortcut": (True, 0.0, PPO, "gain and stop"),
+}
+
+
+def thin(pool: Pool, points: tuple[int, int]) -> Pool:
+    """The same cases with the first points of each level only."""
+    pairs = []
+    for pair in pool.pairs:
+        coarse, fine = (Points(*(x[:n] for x in p)) for p, n in zip((pair.coarse, pair.fine), points, strict=True))
+        less = copy.copy(pair)
+        less.coarse, less.fine, less.grey = coarse, fine, pair.grey[: points[1]]
+        pairs.append(less)
+    return Pool(pairs, PairCases(pairs, scale=pool.cases.scale), pool.starts)
+
+
+@torch.no_grad()
+def measure(
+    task: RegistrationTask, names: list[str], network: nn.Module | None, *, ahead: int = 0
+) -> dict[str, float]:
+    """Errors of all candidates and of the chosen ones."""
+    pose = Pose(*from_matrices(task.starts[:, 0]))
+    row = torch.arange(len(names))
+    if network == "start":
+        state, value, steps = task.at(row, pose), torch.zeros(len(names)), torch.zeros(len(names))
+    else:
+        ended = walk(task, network, task.at(row, pose))
+        state, value, steps = ended.state, ended.value, ended.state.time.float()
+        if ahead:
+            generator = torch.Generator().manual_seed(0)
+            there = look_ahead(task, network, task.at(row, state.pose), rollouts=ahead, depth=6, generator=generator)
+            again = walk(task, network, task.at(row, there))
+            better = again.value > value
+            state = type(state)(*(
+                torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+                for a, b in zip(again.state, state, strict=True)
+            ))  # fmt: skip
+    error = -task.score(state)
+    seen = task.cases.look(row, state.pose)
+    rank = seen.score + 60 * seen.information + (value if isinstance(network, nn.Module) else 0)
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        groups.setdefault(name, []).append(number)
+    chosen = torch.stack([error[g][rank[g].argmax()] for g in groups.values()])
+    return {
+        "error_mm": float(error.clamp(max=HOPELESS_MM).mean()), "below_10mm": float((error < 10).float().mean()),
+        "chosen_error_mm": float(chosen.clamp(max=HOPELESS_MM).mean()),
+        "chosen_below_10mm": float((chosen < 10).float().mean()), "steps": float(steps.mean()),
+    }  # fmt: skip
+
+
+def train(
+    pool: Pool, *, arm: str, updates: int, seed: int, num_envs: int = 48, length: int = 16,
+    validate: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train one arm; returns the averaged policy."""
+    recurrent, share, algorithm, reward = ARMS[arm]
+    torch.manual_seed(seed)
+    task = RegistrationTask(
+        cases=pool.cases, starts=spread_starts(pool.starts[:, 0], 4, shift_mm=12.0, degrees=12.0, seed=seed),
+        perturbed=0.0, reward=REWARDS[reward](),
+    )  # fmt: skip
+    actions = task.moves + 1
+    network: nn.Module = PolicyNet(
+        features=task.observation_space.shape[0], actions=actions, recurrent=recurrent, scale=2.0,
+        shortcut=None if "no shortcut" in arm else slice(0, actions),
+    )  # fmt: skip
+    cloning = round(share * updates)
+    for count, kind in ((cloning, PolicyCloning), (updates - cloning, algorithm)):
+        if not count or kind is None:
+            continue
+        environment = Environment(task, num_envs=num_envs, seed=seed)
+        rollout = Rollout(task, length=length, num_envs=num_envs, keep_observation=True)
+        if kind is PolicyCloning:
+            agent: Any = PolicyCloning(
+                network, rollout=rollout, environment=environment, gamma=0.97, mix_updates=max(1, count // 2),
+                epochs=2, learning_rate=1e-3, updates=count, seed=seed,
+            )  # fmt: skip
+        else:
+            agent = kind(
+                network, rollout=rollout, gamma=0.97, entropy=0.005, learning_rate=3e-4, updates=count, seed=seed
+            )
+        observation = environment.reset()
+        for number in range(count):
+            while not agent.ready:
+                state = environment.state
+                action = agent.act(observation, explore=True).action
+                step = environment.step(action)
+                agent.record(state, action, step)
+                observation = step.observation
+            agent.learn()
+            if validate is not None and number % 10 == 9:
+                validate(agent.average)
+        network = copy.deepcopy(agent.average).requires_grad_(True).train()
+    return network.eval()
+
+
+def main() -> None:
+    """Run the arms and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=30, help="rollouts of 48 x 16 steps an arm")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    training, held = (
+        thin(read_pool(arguments.features / f"cases_{name}.pt"), POINTS) for name in ("training", "validation")
+    )
+    names = [pair.name for pair in held.pairs]
+    test = RegistrationTask(cases=held.cases, starts=held.starts, perturbed=0.0)
+    rows: dict[str, list[dict[str, float]]] = {
+        "start": [measure(test, names, "start")], "plain climb": [measure(test, names, None)],
+    }  # fmt: skip
+
+    def show(name: str) -> None:
+        mean = {key: float(np.mean([r[key] for r in rows[name]])) for key in rows[name][0]}
+        spread = float(np.std([r["error_mm"] for r in rows[name]]))
+        logger.info("%-34s %s (spread %.2f)", name, {k: round(v, 3) for k, v in mean.items()}, spread)
+
+    for name in list(rows):
+        show(name)
+    for arm in arguments.arms:
+        start = time.perf_counter()
+        for seed in range(arguments.seeds):
+            network = train(training, arm=arm, updates=arguments.updates, seed=seed)
+            rows.setdefault(arm, []).append(measure(test, names, network))
+            if arm == "cloning, then PPO, recurrent":
+                rows.setdefault(f"{arm}, looking ahead", []).append(measure(test, names, network, ahead=8))
+        show(arm)
+        if f"{arm}, looking ahead" in rows:
+            show(f"{arm}, looking ahead")
+        logger.info("%.0f s a seed", (time.perf_counter() - start) / arguments.seeds)
+        arguments.output.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Feature networks of all pairs, and of all but a fold, whose pairs are then strangers to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from torch import nn
+
+from medrl.data.dataset import SECTIONS
+from medrl.data.pair_images import prepare
+from medrl.data.pair_samples import COARSE, FINE, AlignedPair, PairSampler
+from medrl.data.pairs import read_pair, read_pairs
+from medrl.data.write import whole_file
+from medrl.networks.features import PairNetworks
+from medrl.training.pair_features import COARSE_POSES, FINE_POSES, FeatureTraining
+from medrl.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class ImagePair(NamedTuple):
+    """An aligned pair of images as read."""
+
+    name: str
+    subject: str
+    fixed: MetaTensor  # (1, X, Y, Z)
+    moving: MetaTensor
+    section: str = "training"
+
+
+def read_image_pairs(dataset_dirs: Sequence[Path | str], sections: Sequence[str] = SECTIONS) -> list[ImagePair]:
+    """Read the aligned pairs of some sections of every ``dataset.json`` that has them; InputError if none has."""
+    pairs = []
+    for folder in dataset_dirs:
+        for section in sections:
+            try:
+                files = read_pairs(folder, section)
+            except InputError as error:
+                if "has no pairs" not in str(error):
+                    raise
+                continue
+            pairs += [ImagePair(f.case, f.subject, *read_pair(f.fixed, f.moving), section) for f in files]
+    if not pairs:
+        raise InputError(f"no pairs in {' or '.join(sections)} of dataset.json; expected aligned pairs to train on")
+    return pairs
+
+
+def fold_of(pairs: Sequence[ImagePair], folds: int) -> dict[str, int]:
+    """The fold of every subject: 0 for those of a validation section, by turns in the order of their names else."""
+    held = {pair.subject for pair in pairs if pair.section == "validation"}
+    rest = sorted({pair.subject for pair in pairs} - held)
+    first = 1 if held and folds > 1 else 0
+    return dict.fromkeys(sorted(held), 0) | {name: first + n % (folds - first) for n, name in enumerate(rest)}
+
+
+class FeatureFolds:
+    """Feature networks of all pairs, and of all pairs but those of a fold, in ``folder``.
+
+    An agent that learns on pairs its features were trained on would trust them too much: `networks_of` answers, for
+    a subject, the networks that never saw it.  ``coarse`` and ``fine`` are options of `FeatureTraining`, and
+    without ``fine`` there is no such level; ``options`` are those of `PairNetworks`, ``fold`` by subject replaces
+    `fold_of`.
+    """
+
+    def __init__(
+        self, pairs: Sequence[ImagePair], *, folder: Path | str, folds: int, coarse: Mapping[str, Any],
+        fine: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None,
+        fold: Mapping[str, int] | None = None, device: torch.device | str = "cpu", seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.pairs, self.folder, self.folds = list(pairs), Path(folder), folds
+        self.coarse, self.fine, self.options = dict(coarse), fine, dict(options or {})
+        self.device, self.seed = torch.device(device), seed
+        self.fold = fold_of(pairs, folds) if fold is None else dict(fold)
+        self.loaded: dict[int, PairNetworks] = {}
+
+    def run(self, *, resume: bool = True) -> None:
+        """Train what is missing; -1 is the fold that leaves out nobody."""
+        prepared = [AlignedPair(p.name, p.subject, prepare(p.fixed), prepare(p.moving)) for p in self.pairs]
+        for left_out in (*range(self.folds if self.folds > 1 else 0), -1):
+            rest = [pair for pair in prepared if self.fold[pair.subject] != left_out]
+            for level, variety, kinds, settings in (
+                ("coarse", COARSE, COARSE_POSES, self.coarse), ("fine", FINE, FINE_POSES, self.fine),
+            ):  # fmt: skip
+                path = self.path(level, left_out)
+                checkpoint = path.with_suffix(".ckpt")
+                if not resume:
+                    path.unlink(missing_ok=True)
+                    checkpoint.unlink(missing_ok=True)
+                if path.exists() or settings is None:
+                    continue
+                logger.info("%s features, %s", level, "of all" if left_out < 0 else f"without fold {left_out}")
+                with torch.random.fork_rng():
+                    torch.manual_seed(self.seed)
+                    pair = getattr(PairNetworks(**self.options), level)
+                training = FeatureTraining(
+                    pair.to(self.device, memory_format=torch.channels_last_3d),
+                    PairSampler(rest, variety=variety, seed=self.seed), kinds=kinds, checkpoint=checkpoint,
+                    curve=path.with_suffix(".jsonl"), seed=self.seed, **settings,
+                )  # fmt: skip
+                average = training.run()
+                with whole_file(path) as part:
+                    torch.save(average.state_dict(), part)
+                checkpoint.unlink(missing_ok=True)
+
+    def path(self, level: str, fold: int) -> Path:
+        """Where the weights of a fold are."""
+        return self.folder / f"{level}_{'all' if fold < 0 else fold}.pt"
+
+    def networks(self, fold: int = -1, policy: nn.Module | None = None) -> PairNetworks:
+        """Networks of a fold, with a policy."""
+        networks = PairNetworks(**self.options, policy=policy)
+        for level in ("coarse", "fine") if self.fine is not None else ("coarse",):
+            weights = torch.load(self.path(level, fold), map_location="cpu", weights_only=True)
+            getattr(networks, level).load_state_dict(weights)
+        networks = networks.to(self.device, memory_format=torch.channels_last_3d)
+        return networks.eval().requires_grad_(False)
+
+    def networks_of(self, subject: str) -> PairNetworks:
+        """Networks that were not trained on a subject."""
+        fold = self.fold[subject] if self.folds > 1 else -1
+        if fold not in self.loaded:
+            self.loaded[fold] = self.networks(fold)
+        return self.loaded[fold]
