@@ -31,7 +31,7 @@ from medrl.geometry.poses import Pose, from_matrices
 from medrl.inference.policy_walk import look_ahead, walk
 from medrl.networks.policy import PolicyNet
 from medrl.rewards.scores import AtStop, Gain, Score, Shape, StepCost
-from medrl.rewards.similarity import LearnedSimilarity, MutualInformation
+from medrl.rewards.similarity import InformationGain, SimilarityGain
 from medrl.rollout import Rollout
 from medrl.tasks.registration import RegistrationTask
 from medrl.training.registration import HOPELESS_MM
@@ -39,7 +39,7 @@ from medrl.training.registration_pool import Pool, read_pool, spread_starts
 
 logger = logging.getLogger(__name__)
 
-POINTS = (256, 500)  # of the pool's, coarse and fine: enough for a comparison
+POINTS = (160, 240)  # of the pool's, coarse and fine: enough for a comparison
 AT_STOP, STEP = AtStop(threshold=-6.0), 0.01 * StepCost()
 
 
@@ -59,8 +59,8 @@ REWARDS: dict[str, Callable[[], Any]] = {
     "gain and stop": lambda: GAIN,
     "gain alone": lambda: 0.1 * Gain(per_step_length=False) - STEP,
     "paper: minus error": lambda: 0.02 * Score() + AT_STOP,
-    "learned similarity": lambda: LearnedSimilarity() - STEP,
-    "mutual information": lambda: 10.0 * MutualInformation() - STEP,
+    "learned similarity": lambda: SimilarityGain() - STEP,
+    "mutual information": lambda: 10.0 * InformationGain() - STEP,
     "shuffled": lambda: Shuffled(GAIN),
 }
 # name -> (recurrent, updates of cloning in shares, algorithm, reward)
@@ -127,7 +127,7 @@ def measure(
 
 
 def train(
-    pool: Pool, *, arm: str, updates: int, seed: int, num_envs: int = 48, length: int = 16,
+    pool: Pool, *, arm: str, updates: int, seed: int, num_envs: int = 32, length: int = 16,
     validate: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train one arm; returns the averaged policy."""
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=30, help="rollouts of 48 x 16 steps an arm")
+    parser.add_argument("--updates", type=int, default=30, help="rollouts of 32 x 16 steps an arm")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

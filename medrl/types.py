@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +75,7 @@ class Registration:
     reason: str = ""  # why it did not converge, in one line
     path: Tensor | None = field(default=None, compare=False)  # (T, 4, 4): from the winning start to the answer
     polish_mm: float = 0.0  # mean distance that the polish moved the agent's answer
+    evidence: Mapping[str, float] = field(default_factory=dict, compare=False)  # what the confidence is made of
 
     @property
     def scale(self) -> float:

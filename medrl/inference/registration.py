@@ -17,15 +17,15 @@ from medrl.inference.pair_views import view
 from medrl.inference.policy_walk import look_ahead, walk
 from medrl.inference.pose_candidates import Candidates, Search, find_candidates, look_again
 from medrl.inference.refinement import refine
+from medrl.inference.registration_calibration import confidence_of
 from medrl.networks.features import PairNetworks
 from medrl.tasks.registration import RegistrationTask
 from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
 
 MODES = ("agent", "climb")
-POLISHES = ("gradient", "simpleitk", "none")
+POLISHES = ("mutual_information", "gradient", "none")
 AGREE_MM = 6.0  # two candidates that end closer are one answer
 SURE_LEAD = 3.0  # lead of an answer that all candidates agree on
-EVIDENCE = ("score", "information", "inside", "value", "lead", "agreement")
 
 
 class Ended(NamedTuple):
@@ -43,25 +43,26 @@ class RegistrationInferer(Inferer):
 
     ``mode`` "agent" walks by the policy, "climb" climbs the learned similarity (the baseline).  ``rollouts`` above 0
     lets the agent look ahead once more, ``depth`` steps deep, from where it stopped.  The candidate that ranks best
-    is refined (``refine``) and polished: "gradient" climbs learned similarity and ``information`` times the mutual
-    information at all places, at most ``limit_mm`` far; "simpleitk" is mutual information by SimpleITK; "none" leaves
-    the agent's answer.  ``scaled`` lets the size change; "auto" believes in another size only if it differs by more
-    than ``least_scale``.  ``calibration`` are weights of the evidence of `EVIDENCE` and a "bias"; an answer with a
-    confidence below ``threshold`` is reported as not converged.  Other options are those of `Search`.
+    is polished: "mutual_information" climbs by SimpleITK at 12, 8 and 4 mm, "gradient" climbs learned similarity and
+    ``information`` times the mutual information at many places at 4 mm, at most ``limit_mm`` far; "none" leaves the
+    agent's answer.  ``scaled`` lets the size change; "auto" believes in another size only if the mutual information
+    then exceeds that of the best rigid transform by ``least_information`` nats.  ``calibration`` are weights of the
+    evidence and a "bias"; an answer with a confidence below ``threshold`` is reported as not converged.  Other options
+    are those of `Search`.
     """
 
     def __init__(
-        self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "gradient", information: float = 60.0,
-        limit_mm: float = 8.0, least_scale: float = 0.03, points: int = 6000, rollouts: int = 0, depth: int = 6,
-        max_steps: int = 40, threshold: float = 0.5, calibration: Mapping[str, float] | None = None, seed: int = 0,
-        **search: Any,
+        self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
+        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.02, points: int = 6000,
+        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
+        calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         for value, known, name in ((mode, MODES, "mode"), (polish, POLISHES, "polish")):
             if value not in known:
                 raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
         self.mode, self.scaled, self.polish, self.information = mode, scaled, polish, information
-        self.limit_mm, self.least_scale, self.points = limit_mm, least_scale, points
+        self.limit_mm, self.least_information, self.points = limit_mm, least_information, points
         self.rollouts, self.depth, self.max_steps = rollouts, depth, max_steps
         self.threshold, self.calibration, self.seed = threshold, dict(calibration or {}), seed
         self.search = Search(**search)
@@ -132,18 +133,21 @@ class RegistrationInferer(Inferer):
         best, evidence, lattice = self.judge(ended)
         path = ended.candidates.pairs[best].to_ras(ended.path[:, best])
         found = ended.candidates.pairs[best].to_ras(to_matrices(ended.pose)[best])
-        polished = self._polished(found, fixed, moving, images, networks, scaled=scaled)
+        polished, information = self._polished(
+            found, lattice.mean(0), fixed, moving, images, networks, scaled=scaled
+        )
         moved_mm = float((_map(polished[None], lattice) - _map(found[None], lattice)).norm(dim=-1).mean())
-        confidence = self._confidence(evidence)
+        evidence |= {"polish_mm": moved_mm, "polished_information": information}
+        confidence = confidence_of(self.calibration, evidence)
         sure = confidence >= self.threshold
         return Registration(
             polished, confidence, CONVERGED if sure else NOT_CONVERGED,
             "" if sure else "the images do not fit convincingly in any pose: other patients, or too little overlap?",
-            torch.cat([path, polished[None]]), moved_mm,
+            torch.cat([path, polished[None]]), moved_mm, evidence,
         )  # fmt: skip
 
     def judge(self, ended: Ended) -> tuple[int, dict[str, float], Tensor]:
-        """The best candidate, the evidence for it by the names of `EVIDENCE`, and places (L, 3) of the body, RAS."""
+        """The best candidate, the evidence for it by name, and places (L, 3) of the body, RAS."""
         best = int(ended.rank.argmax())
         matrices = to_matrices(ended.pose)
         pairs = ended.candidates.pairs
@@ -158,34 +162,53 @@ class RegistrationInferer(Inferer):
         return best, evidence | {"lead": float(lead), "agreement": float((~others).float().mean())}, lattice
 
     def _polished(
-        self, found: Tensor, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage],
-        networks: PairNetworks, *, scaled: bool,
-    ) -> Tensor:  # fmt: skip
+        self, found: Tensor, centre: Tensor, fixed: MetaTensor, moving: MetaTensor,
+        images: tuple[PairImage, PairImage], networks: PairNetworks, *, scaled: bool,
+    ) -> tuple[Tensor, float]:  # fmt: skip
+        """RAS moving_from_fixed after the polish, and the mutual information there; 0 without a polish."""
         if self.polish == "none":
-            return found
-        if self.polish == "simpleitk":
-            from medrl.inference.mutual_information import polish
+            return found, 0.0
 
-            return polish(fixed, moving, found, limit_mm=self.limit_mm, scaled=scaled)[0]
-        again = look_again(
-            fixed_view=view(images[0], networks), moving=images[1], networks=networks, found=found[None],
-            counts=(2000, self.points),
-        )  # fmt: skip
-        pose, _ = refine(
-            again.cases, 0, again.pose, scaled=scaled, information=self.information, limit_mm=self.limit_mm
-        )
-        if self.scaled == "auto" and abs(float(pose.log_scale)) < self.least_scale:
-            rigid = again.pose._replace(log_scale=torch.zeros_like(again.pose.log_scale))
-            pose, _ = refine(again.cases, 0, rigid, scaled=False, information=self.information, limit_mm=self.limit_mm)
-        return again.pairs[0].to_ras(to_matrices(pose)[0])
+        if self.polish == "mutual_information":
+            from medrl.inference.mutual_information import register_mutual_information
 
-    def _confidence(self, evidence: Mapping[str, float]) -> float:
-        """Logistic model of success; without a calibration everything is believed."""
-        if not self.calibration:
-            return 1.0
-        total = self.calibration.get("bias", 0.0)
-        total += sum(weight * evidence[name] for name, weight in self.calibration.items() if name != "bias")
-        return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
+            def finish(start: Tensor, scaled: bool) -> tuple[Tensor, float]:
+                return register_mutual_information(fixed, moving, start=start, scaled=scaled)
+        else:
+            seen = view(images[0], networks)
+
+            def finish(start: Tensor, scaled: bool) -> tuple[Tensor, float]:
+                again = look_again(
+                    fixed_view=seen, moving=images[1], networks=networks, found=start[None], counts=(2000, self.points)
+                )
+                pose, _ = refine(
+                    again.cases, 0, again.pose, scaled=scaled, information=self.information, limit_mm=self.limit_mm
+                )
+                row = torch.zeros(1, dtype=torch.int64, device=again.cases.device)
+                information = float(again.cases.look(row, pose).information)
+                return again.pairs[0].to_ras(to_matrices(pose)[0]), information
+
+        if not scaled:
+            return finish(found, False)
+        resized, information = finish(found, True)
+        if self.scaled != "auto":
+            return resized, information
+        rigid, rigid_information = finish(rigid_part(found, centre), False)
+        if information > rigid_information + self.least_information:
+            return resized, information
+        return rigid, rigid_information
+
+
+def rigid_part(matrix: Tensor, centre: Tensor) -> Tensor:
+    """The rotation of a similarity (4, 4), shifted so that the centre (3,) goes where it went."""
+    rigid = matrix.clone()
+    rigid[:3, :3] = matrix[:3, :3] / math.exp(_log_scale(matrix))
+    rigid[:3, 3] = matrix[:3, :3] @ centre + matrix[:3, 3] - rigid[:3, :3] @ centre
+    return rigid
+
+
+def _log_scale(matrix: Tensor) -> float:
+    return math.log(abs(float(torch.linalg.det(matrix[:3, :3])))) / 3
 
 
 def _map(matrices: Tensor, points: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,6 +33,15 @@ def fit_confidence(rows: Sequence[Mapping[str, float]], success: Sequence[bool])
     plain = weight[:-1] / spread
     bias = weight[-1] - (plain * mean).sum()
     return {name: float(value) for name, value in zip(names, plain, strict=True)} | {"bias": float(bias)}
+
+
+def confidence_of(calibration: Mapping[str, float], evidence: Mapping[str, float]) -> float:
+    """Chance of success in [0, 1]; without a calibration everything is believed."""
+    if not calibration:
+        return 1.0
+    total = calibration.get("bias", 0.0)
+    total += sum(weight * evidence[name] for name, weight in calibration.items() if name != "bias")
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, total))))
 
 
 def area_under_curve(confidence: Sequence[float], success: Sequence[bool]) -> float:

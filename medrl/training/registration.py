@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from medrl.data.pair_cases import PairCases
+from medrl.data.misalignment import LEVELS, body_lattice, draw_misalignment, image_centre, regrid
 from medrl.data.write import whole_file, write_json
 from medrl.geometry.poses import Pose, from_matrices
+from medrl.geometry.transforms import invert, transform_points
 from medrl.inference.policy_walk import walk
-from medrl.inference.pose_candidates import Candidates
 from medrl.inference.registration import RegistrationInferer
 from medrl.inference.registration_calibration import fit_confidence
 from medrl.networks.features import PairNetworks
 from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.registration import RegistrationTask
-from medrl.training.feature_folds import FeatureFolds
+from medrl.training.feature_folds import FeatureFolds, ImagePair
 from medrl.training.parallel import rank_seed
-from medrl.training.registration_pool import Pool
+from medrl.types import Registration
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +125,8 @@ class BestPolicy:
         self.best, self.weights = saved["best"], saved["weights"]
 
 
-def finish(best: BestPolicy, agent: Any, pool: Pool, *, success_mm: float = 10.0) -> None:
-    """Fit what evidence says about success, on the cases of a pool, and write ``agent.json`` with it.
+def finish(best: BestPolicy, agent: Any, *, success_mm: float = 10.0, repeats: int = 2) -> None:
+    """Fit what evidence says about success, on registrations of the validation fold, and write ``agent.json`` with it.
 
     Where no validation has chosen a policy, the agent's last one is kept.
     """
@@ -134,28 +136,39 @@ def finish(best: BestPolicy, agent: Any, pool: Pool, *, success_mm: float = 10.0
         best.keep(agent.average)
     policy = copy.deepcopy(agent.average)
     policy.load_state_dict(best.weights)
-    rows, success = gather_evidence(pool, best.features.networks(policy=policy), best.settings, success_mm=success_mm)
+    features = best.features
+    fold = min(set(features.fold.values()))
+    pairs = [pair for pair in features.pairs if features.fold[pair.subject] == fold]
+    networks = features.networks(fold if features.folds > 1 else -1, policy=policy)
+    inferer = RegistrationInferer(**best.settings["inference"])
+    rows, errors = [], []
+    for registration, error_mm, _ in register_again(inferer, networks, pairs, repeats=repeats):
+        rows.append(registration.evidence)
+        errors.append(error_mm)
+    success = [error < success_mm for error in errors]
     best.settings["inference"] = best.settings["inference"] | {"calibration": fit_confidence(rows, success)}
     write_json(best.folder / "agent.json", best.settings)
     logger.info("calibrated on %d registrations, %d of them right", len(rows), sum(success))
 
 
-def gather_evidence(
-    pool: Pool, networks: PairNetworks, settings: Mapping[str, Any], *, success_mm: float, mode: str = "agent"
-) -> tuple[list[dict[str, float]], list[bool]]:
-    """The evidence for the best candidate of every registration of a pool, and whether it was right."""
-    inferer = RegistrationInferer(mode=mode, **settings["inference"])
-    pose = from_matrices(pool.starts[:, 0])
-    rows, success = [], []
-    numbers = range(len(pool.pairs))
-    for _, group in groupby(numbers, key=lambda number: pool.pairs[number].name):
-        index = list(group)
-        pairs = [pool.pairs[number] for number in index]
-        cases = PairCases(pairs, scale=pool.cases.scale.cpu()).to(pool.cases.device)
-        starts = Pose(*(value[index].to(pool.cases.device) for value in pose))
-        ended = inferer.walk(Candidates(pairs, cases, starts), networks, scaled=True)
-        best, evidence, _ = inferer.judge(ended)
-        row = torch.arange(len(pairs), device=pool.cases.device)
-        rows.append(evidence)
-        success.append(float(cases.error_mm(row, ended.pose)[best]) < success_mm)
-    return rows, success
+def register_again(
+    inferer: RegistrationInferer, networks: PairNetworks, pairs: Sequence[ImagePair], *,
+    levels: Sequence[str] = ("medium", "large", "similarity"), repeats: int = 2, ball: bool = False, seed: int = 0,
+) -> Iterator[tuple[Registration, float, dict[str, Any]]]:  # fmt: skip
+    """Move pairs apart and register them again.
+
+    Yields the answer, its mean error in mm over the body's lattice, and what the case was: ``pair``, ``level``,
+    ``angle_deg``, ``back`` (N, 3), where the lattice points come to lie, and ``seconds`` of processor time.
+    """
+    for number, pair in enumerate(pairs):
+        lattice = body_lattice(pair.fixed, pair.moving)
+        for level, repeat in product(levels, range(repeats)):
+            draw = np.random.default_rng([seed, number, sorted(LEVELS).index(level), repeat])
+            moved = draw_misalignment(level, image_centre(pair.fixed), draw)
+            moving = regrid(pair.moving, moved.matrix, draw, ball=ball)
+            start = time.process_time()
+            answer = inferer.register(pair.fixed, moving, networks)
+            seconds = time.process_time() - start
+            back = transform_points(invert(moved.matrix) @ answer.moving_from_fixed, lattice)
+            about = {"pair": pair.name, "level": level, "angle_deg": moved.angle_deg, "back": back, "seconds": seconds}
+            yield answer, float((back - lattice).norm(dim=-1).mean()), about

@@ -1,0 +1,123 @@
+"""Cross-validation of a registration bundle over the patients it was trained on, and what its confidence is worth.
+
+    python benchmarks/registration_folds.py --data DIR [DIR ...] --features MODELS/features --bundle \
+        bundles/ct_mri_registration --output OUT.json [--folds 0 1 2] [--ball] [--mode climb] [--polish none] [--fit]
+
+Every pair is moved apart and registered with feature networks that never saw its patient; the policy is the bundle's.
+``--ball`` cuts the moving field to a ball: no box edges to read.  ``--fit`` fits the confidence on these registrations
+and writes it into the bundle's agent.json; the area under its curve is that of fits on the other folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medrl.bundle import load_weights, read_settings
+from medrl.data.write import write_json
+from medrl.inference.registration import RegistrationInferer
+from medrl.inference.registration_calibration import area_under_curve, confidence_of, fit_confidence
+from medrl.networks.features import PairNetworks
+from medrl.networks.policy import PolicyNet
+from medrl.training.feature_folds import FeatureFolds, read_image_pairs
+from medrl.training.registration import register_again
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Register all pairs again, fold by fold, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--folds", type=int, nargs="*", default=list(range(6)))
+    parser.add_argument("--levels", nargs="*", default=["medium", "large", "similarity"])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--mode", default="agent")
+    parser.add_argument("--polish", default="mutual_information")
+    parser.add_argument("--ball", action="store_true")
+    parser.add_argument("--success_mm", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit", action="store_true")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    settings = read_settings(arguments.bundle / "models")
+    network = PairNetworks(coarse=settings["coarse"], policy=PolicyNet(**settings["policy"]))
+    policy = load_weights(network, arguments.bundle / "models" / "model.pt", "cpu").float().policy
+    features = FeatureFolds(
+        read_image_pairs(arguments.data), folder=arguments.features, folds=6, coarse={},
+        options={"coarse": settings["coarse"]}, fold=_folds(arguments.features),
+    )  # fmt: skip
+    inferer = RegistrationInferer(mode=arguments.mode, polish=arguments.polish, **settings["inference"])
+    rows: list[dict[str, Any]] = []
+    for fold in arguments.folds:
+        pairs = [pair for pair in features.pairs if features.fold[pair.subject] == fold]
+        found = register_again(
+            inferer, features.networks(fold, policy=policy), pairs, levels=arguments.levels,
+            repeats=arguments.repeats, ball=arguments.ball, seed=arguments.seed,
+        )  # fmt: skip
+        for answer, error_mm, about in found:
+            ct = "MR" if any(name in about["pair"] for name in ("brats", "patient", "Subj")) else "CT/MR"
+            rows.append(
+                {
+                    **about, "back": about["back"].tolist(), "error_mm": error_mm, "fold": fold, "kind": ct,
+                    "evidence": answer.evidence, "scale": answer.scale,
+                }
+            )  # fmt: skip
+        arguments.output.write_text(json.dumps(rows))
+        logger.info("fold %d: %d registrations", fold, len(rows))
+    show(rows, arguments.success_mm)
+    if arguments.fit:
+        fitted = fit_confidence([r["evidence"] for r in rows], [r["error_mm"] < arguments.success_mm for r in rows])
+        settings["inference"]["calibration"] = fitted
+        write_json(arguments.bundle / "models" / "agent.json", settings)
+
+
+def show(rows: list[dict[str, Any]], success_mm: float) -> None:
+    """Print success, consistency and seconds by kind and level, and the confidence's area under the curve."""
+    for kind in sorted({row["kind"] for row in rows}):
+        for level in sorted({row["level"] for row in rows}):
+            some = [row for row in rows if row["level"] == level and row["kind"] == kind]
+            if not some:
+                continue
+            error = np.array([row["error_mm"] for row in some])
+            apart = [
+                np.linalg.norm(np.array(a["back"]) - np.array(b["back"]), axis=1).mean()
+                for number, a in enumerate(some) for b in some[number + 1 :] if a["pair"] == b["pair"]
+            ]  # fmt: skip
+            logger.info(
+                "%s %s: n %d, < %g mm %.0f %%, < 2 mm %.0f %%, median %.2f mm, consistent %.0f %%, %.1f s", kind,
+                level, len(some), success_mm, 100 * (error < success_mm).mean(), 100 * (error < 2).mean(),
+                np.median(error), 100 * np.mean(np.array(apart) < 2) if apart else np.nan,
+                np.mean([row["seconds"] for row in some]),
+            )  # fmt: skip
+    confidence, success = [], []
+    for fold in sorted({row["fold"] for row in rows}):
+        rest = [row for row in rows if row["fold"] != fold]
+        if not rest:
+            continue
+        weights = fit_confidence([r["evidence"] for r in rest], [r["error_mm"] < success_mm for r in rest])
+        for row in rows:
+            if row["fold"] == fold:
+                confidence.append(confidence_of(weights, row["evidence"]))
+                success.append(row["error_mm"] < success_mm)
+    logger.info("confidence: area under the curve %.3f", area_under_curve(confidence, success))
+
+
+def _folds(folder: Path) -> dict[str, int] | None:
+    """The fold of every subject, where the features have a file that says so."""
+    path = folder / "folds.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+if __name__ == "__main__":
+    main()
