@@ -1,7 +1,8 @@
 """Success of registrations against known misalignments, beside doing nothing and mutual information.
 
     python benchmarks/registration.py --data pairs/sts [--sections validation] [--levels medium large] [--per-pair 2]
-        [--rows identity single multi reference agent polished --bundle bundles/NAME] [--subset PAIR ...] [--ball]
+        [--rows identity single multi reference climb agent climbed polished --bundle bundles/NAME]
+        [--features MODELS/features] [--subset PAIR ...] [--ball]
         [--seed 0] [--jobs 1] [--picture success.png] [--output results.json]
 
 Rows:
@@ -10,8 +11,10 @@ identity   no registration
 single     mutual information from the centres laid on each other
 multi      mutual information from many orientations, best metric wins
 reference  mutual information on the finest grid from the reference itself: about the most that a start can give
-agent      the bundle with its default settings
-polished   its answer, then `polish`
+climb      the bundle's search, then the plain climb of the learned similarity
+agent      the bundle's agent alone, from the same proposals
+climbed    the climb, then the bundle's polish
+polished   the agent, then the bundle's polish: its default
 
 ``--data`` is a folder with the dataset.json of aligned pairs, as data_scripts/prepare_pairs.py writes it.  The error of
 a success is below 10 mm where the reference is true to some millimetres, and below 2 mm where it is exact.  ``--ball``
@@ -21,7 +24,9 @@ keeps only a ball of the moving image, a control of what the edges of its box te
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
+import json
 import logging
 import math
 import time
@@ -44,6 +49,7 @@ from medrl.inference.mutual_information import multi_start, polish, register_mut
 from medrl.inference.pair_prediction import list_misaligned_cases
 from medrl.inference.registration_assessment import Result, measure, summarise
 from medrl.inference.registration_transforms import LoadPaird, Misalignd
+from medrl.networks.features import PairNetworks
 from medrl.types import Registration
 
 logger = logging.getLogger("registration")
@@ -52,9 +58,12 @@ Method = Callable[[dict[str, Any]], Registration]  # of a case with fixed and mo
 
 ROWS = {
     "identity": "identity", "single": "MI, single start", "multi": "MI, multi start",
-    "reference": "MI from the reference (ceiling)", "agent": "agent", "polished": "agent + polish",
+    "reference": "MI from the reference (ceiling)", "climb": "plain climb", "agent": "agent",
+    "climbed": "plain climb + polish", "polished": "agent + polish",
 }  # fmt: skip
-OF_BUNDLE = {"agent", "polished"}
+OF_BUNDLE = {  # mode and polish; "" is the bundle's own
+    "climb": ("climb", "none"), "agent": ("agent", "none"), "climbed": ("climb", ""), "polished": ("agent", ""),
+}  # fmt: skip
 SILVER_MM, EXACT_MM = 10.0, 2.0
 TURNS_DEG = (0, 15, 30, 60, 90, 180)
 
@@ -77,18 +86,28 @@ def methods(options: argparse.Namespace) -> dict[str, Method]:
             polish(*_images(case), case["truth"], limit_mm=math.inf, scaled=_scaled(case))
         ),
     }
-    if OF_BUNDLE & set(options.rows):
+    if set(OF_BUNDLE) & set(options.rows):
         bundle = load(options.bundle, options.device, ckpt_dir=options.ckpt_dir)
+        folds = {} if options.features is None else json.loads((options.features / "folds.json").read_text())
+        networks: dict[int | None, PairNetworks] = {None: bundle.network}
 
-        def agent(case: dict[str, Any]) -> Registration:
-            return bundle.inferer(case["fixed"][None], bundle.network, moving=[case["moving"]])[0]
+        def network_of(subject: str) -> PairNetworks:
+            """Networks that never saw the subject, where such are at hand."""
+            fold = None if options.features is None else folds[subject]
+            if fold not in networks:
+                networks[fold] = copy.deepcopy(bundle.network)
+                weights = torch.load(options.features / f"coarse_{fold}.pt", weights_only=True)
+                networks[fold].coarse.load_state_dict(weights)
+            return networks[fold]
 
-        def polished(case: dict[str, Any]) -> Registration:
-            answer = agent(case)
-            matrix, moved_mm = polish(*_images(case), answer.moving_from_fixed, scaled=_scaled(case))
-            return Registration(matrix, answer.confidence, answer.status, answer.reason, answer.path, moved_mm)
+        def asked(mode: str, polish: str) -> Method:
+            inferer = copy.copy(bundle.inferer)
+            inferer.mode, inferer.polish = mode, polish or inferer.polish
+            return lambda case: inferer(
+                case["fixed"][None], network_of(case["subject"]), moving=[case["moving"]]
+            )[0]  # fmt: skip
 
-        found |= {"agent": agent, "polished": polished}
+        found |= {row: asked(*kind) for row, kind in OF_BUNDLE.items()}
     return {row: found[row] for row in options.rows}
 
 
@@ -215,7 +234,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-pair", type=int, default=2, help="misalignments a pair and level")
     parser.add_argument("--subset", nargs="*", help="only these pairs")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS))
-    parser.add_argument("--bundle", type=Path, help="adds the rows agent and polished")
+    parser.add_argument("--bundle", type=Path, help="adds the rows of a bundle")
+    parser.add_argument("--features", type=Path, help="folder of the training with features that left out a fold each")
     parser.add_argument("--ckpt_dir", type=Path, help="other weights, such as those of a training of one's own")
     parser.add_argument("--ball", action="store_true")
     parser.add_argument("--success_mm", type=float, help="default: 10, or 2 where all references are exact")
@@ -226,7 +246,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     options.rows = options.rows or [row for row in ROWS if options.bundle or row not in OF_BUNDLE]
-    if OF_BUNDLE & set(options.rows) and options.bundle is None:
+    if set(OF_BUNDLE) & set(options.rows) and options.bundle is None:
         parser.error("the rows agent and polished need --bundle")
     return options
 

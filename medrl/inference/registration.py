@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
 
 MODES = ("agent", "climb")
 POLISHES = ("mutual_information", "gradient", "none")
+Finish = Callable[[Tensor, bool], tuple[Tensor, float]]
 AGREE_MM = 6.0  # two candidates that end closer are one answer
 SURE_LEAD = 3.0  # lead of an answer that all candidates agree on
 
@@ -42,27 +43,32 @@ class RegistrationInferer(Inferer):
     """Registers a moving volume to a fixed one, from any orientation.
 
     ``mode`` "agent" walks by the policy, "climb" climbs the learned similarity (the baseline).  ``rollouts`` above 0
-    lets the agent look ahead once more, ``depth`` steps deep, from where it stopped.  The candidate that ranks best
-    is polished: "mutual_information" climbs by SimpleITK at 12, 8 and 4 mm, "gradient" climbs learned similarity and
-    ``information`` times the mutual information at many places at 4 mm, at most ``limit_mm`` far; "none" leaves the
-    agent's answer.  ``scaled`` lets the size change; "auto" believes in another size only if the mutual information
-    then exceeds that of the best rigid transform by ``least_information`` nats.  ``calibration`` are weights of the
-    evidence and a "bias"; an answer with a confidence below ``threshold`` is reported as not converged.  Other options
-    are those of `Search`.
+    lets the agent look ahead once more, ``depth`` steps deep, from where it stopped.  The ``finalists`` that rank best
+    are polished, and the one with most mutual information wins.
+
+    ``polish`` "mutual_information" climbs by SimpleITK at 12, 8 and 4 mm; "gradient" climbs learned similarity and
+    ``information`` times the mutual information at ``places`` at 4 mm, at most ``limit_mm`` far; "none" leaves the
+    agent's answer.  ``scaled`` True lets the size change; "auto" believes in another size only if the mutual
+    information then exceeds that of the best rigid transform by ``least_information`` nats.
+
+    ``calibration`` are weights of the evidence and a "bias"; an answer with a confidence below ``threshold`` is
+    reported as not converged.  Other options are those of `Search`.
     """
 
     def __init__(
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
-        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.02, points: int = 6000,
-        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
+        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.05, places: int = 6000,
+        finalists: int = 2, rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
         calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        for value, known, name in ((mode, MODES, "mode"), (polish, POLISHES, "polish")):
+        choices = ((mode, MODES, "mode"), (polish, POLISHES, "polish"), (scaled, (True, False, "auto"), "scaled"))
+        for value, known, name in choices:
             if value not in known:
-                raise InputError(f"{name} is {value!r}; expected one of {', '.join(known)}")
+                raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
         self.mode, self.scaled, self.polish, self.information = mode, scaled, polish, information
-        self.limit_mm, self.least_information, self.points = limit_mm, least_information, points
+        self.limit_mm, self.least_information, self.places = limit_mm, least_information, places
+        self.finalists = finalists
         self.rollouts, self.depth, self.max_steps = rollouts, depth, max_steps
         self.threshold, self.calibration, self.seed = threshold, dict(calibration or {}), seed
         self.search = Search(**search)
@@ -118,26 +124,31 @@ class RegistrationInferer(Inferer):
                 for a, b in zip(after.state.pose, pose, strict=True)
             ))  # fmt: skip
             value = torch.where(better, after.value, value)
+            ended = ended._replace(path=torch.cat([ended.path, to_matrices(pose)[None]]))
         seen = cases.look(row, pose)
         evidence = {
             "score": seen.score, "information": seen.information, "inside": seen.inside, "value": value,
         }  # fmt: skip
-        rank = seen.score + self.information * seen.information + (value if policy is not None else 0.0)
+        rank = seen.score + self.information * seen.information * seen.inside + (value if policy is not None else 0.0)
         return Ended(candidates, pose, rank, evidence, ended.path)
 
     def answer(
         self, ended: Ended, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage],
         networks: PairNetworks, *, scaled: bool,
     ) -> Registration:  # fmt: skip
-        """Refine the best candidate, and say how sure it is."""
+        """Polish the best candidates, choose one, and say how sure it is."""
         best, evidence, lattice = self.judge(ended)
-        path = ended.candidates.pairs[best].to_ras(ended.path[:, best])
-        found = ended.candidates.pairs[best].to_ras(to_matrices(ended.pose)[best])
-        polished, information = self._polished(
-            found, lattice.mean(0), fixed, moving, images, networks, scaled=scaled
-        )
-        moved_mm = float((_map(polished[None], lattice) - _map(found[None], lattice)).norm(dim=-1).mean())
-        evidence |= {"polish_mm": moved_mm, "polished_information": information}
+        order = [best, *(n for n in ended.rank.argsort(descending=True).tolist() if n != best)][: self.finalists]
+        matrices = to_matrices(ended.pose)
+        found = [ended.candidates.pairs[n].to_ras(matrices[n]) for n in order]
+        polished, chosen = found[0], 0
+        if self.polish != "none":
+            finish = self._finisher(fixed, moving, images, networks)
+            polished, chosen, more = self._polished(finish, found, lattice, scaled=scaled)
+            evidence |= more
+        moved_mm = float((_map(polished[None], lattice) - _map(found[chosen][None], lattice)).norm(dim=-1).mean())
+        evidence["polish_mm"] = moved_mm
+        path = ended.candidates.pairs[order[chosen]].to_ras(ended.path[:, order[chosen]])
         confidence = confidence_of(self.calibration, evidence)
         sure = confidence >= self.threshold
         return Registration(
@@ -145,6 +156,46 @@ class RegistrationInferer(Inferer):
             "" if sure else "the images do not fit convincingly in any pose: other patients, or too little overlap?",
             torch.cat([path, polished[None]]), moved_mm, evidence,
         )  # fmt: skip
+
+    def _polished(
+        self, finish: Finish, found: Sequence[Tensor], lattice: Tensor, *, scaled: bool
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        """RAS moving_from_fixed after the polish, the index of the candidate it came from, and evidence."""
+        centre = lattice.mean(0)
+        rigid = self.scaled is not True  # "auto" tries without first
+        first = [finish(rigid_part(start, centre) if rigid else start, not rigid) for start in found]
+        chosen = max(range(len(found)), key=lambda n: first[n][1])
+        answer, information = first[chosen]
+        apart = [float((_map(m[None], lattice) - _map(answer[None], lattice)).norm(dim=-1).mean()) for m, _ in first]
+        others = [value for (_, value), distance in zip(first, apart, strict=True) if distance > AGREE_MM]
+        evidence = {"polished_lead": information - max(others, default=0.0)}
+        if scaled and rigid:
+            resized, resized_information = finish(found[chosen], True)
+            if resized_information > information + self.least_information:
+                answer, information = resized, resized_information
+        return answer, chosen, evidence | {"polished_information": information}
+
+    def _finisher(
+        self, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage], networks: PairNetworks
+    ) -> Finish:
+        """The polish: of a start (RAS), if its size may change; answers the end and the mutual information there."""
+        if self.polish == "mutual_information":
+            from medrl.inference.mutual_information import register_mutual_information
+
+            return lambda start, scaled: register_mutual_information(fixed, moving, start=start, scaled=scaled)
+        seen = view(images[0], networks)
+
+        def finish(start: Tensor, scaled: bool) -> tuple[Tensor, float]:
+            again = look_again(
+                fixed_view=seen, moving=images[1], networks=networks, found=start[None], counts=(2000, self.places)
+            )
+            pose, _ = refine(
+                again.cases, 0, again.pose, scaled=scaled, information=self.information, limit_mm=self.limit_mm
+            )
+            row = torch.zeros(1, dtype=torch.int64, device=again.cases.device)
+            return again.pairs[0].to_ras(to_matrices(pose)[0]), float(again.cases.look(row, pose).information)
+
+        return finish
 
     def judge(self, ended: Ended) -> tuple[int, dict[str, float], Tensor]:
         """The best candidate, the evidence for it by name, and places (L, 3) of the body, RAS."""
@@ -160,43 +211,6 @@ class RegistrationInferer(Inferer):
         lead = ended.rank[best] - (ended.rank[others].max() if bool(others.any()) else ended.rank.min() - SURE_LEAD)
         evidence = {name: float(value[best]) for name, value in ended.evidence.items()}
         return best, evidence | {"lead": float(lead), "agreement": float((~others).float().mean())}, lattice
-
-    def _polished(
-        self, found: Tensor, centre: Tensor, fixed: MetaTensor, moving: MetaTensor,
-        images: tuple[PairImage, PairImage], networks: PairNetworks, *, scaled: bool,
-    ) -> tuple[Tensor, float]:  # fmt: skip
-        """RAS moving_from_fixed after the polish, and the mutual information there; 0 without a polish."""
-        if self.polish == "none":
-            return found, 0.0
-
-        if self.polish == "mutual_information":
-            from medrl.inference.mutual_information import register_mutual_information
-
-            def finish(start: Tensor, scaled: bool) -> tuple[Tensor, float]:
-                return register_mutual_information(fixed, moving, start=start, scaled=scaled)
-        else:
-            seen = view(images[0], networks)
-
-            def finish(start: Tensor, scaled: bool) -> tuple[Tensor, float]:
-                again = look_again(
-                    fixed_view=seen, moving=images[1], networks=networks, found=start[None], counts=(2000, self.points)
-                )
-                pose, _ = refine(
-                    again.cases, 0, again.pose, scaled=scaled, information=self.information, limit_mm=self.limit_mm
-                )
-                row = torch.zeros(1, dtype=torch.int64, device=again.cases.device)
-                information = float(again.cases.look(row, pose).information)
-                return again.pairs[0].to_ras(to_matrices(pose)[0]), information
-
-        if not scaled:
-            return finish(found, False)
-        resized, information = finish(found, True)
-        if self.scaled != "auto":
-            return resized, information
-        rigid, rigid_information = finish(rigid_part(found, centre), False)
-        if information > rigid_information + self.least_information:
-            return resized, information
-        return rigid, rigid_information
 
 
 def rigid_part(matrix: Tensor, centre: Tensor) -> Tensor:

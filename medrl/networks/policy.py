@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,27 +61,30 @@ class PolicyNet(Policy):
         hidden: width of all layers and of the memory.
         recurrent: whether a gated recurrent unit remembers.
         shortcut: entries of the vector, A of them or fewer, that are added to the logits of the first actions, times
-            a positive scale that is learned.  If they are what each action is seen to gain, the policy starts by
-            climbing, and stops there if its last action, without an entry, is to stop.
-        scale: initial value of that scale; a policy that starts greedy has a large one.
+            a positive scale that is learned; or several such parts, [start, stop] each.  If they are what each action
+            is seen to gain, the policy starts by climbing, and stops there if its last action, without an entry, is to
+            stop.
+        scale: initial value of that scale, or of each; a policy that starts greedy has a large one.
     """
 
     def __init__(
         self, *, features: int, actions: int, hidden: int = 128, recurrent: bool = False,
-        shortcut: slice | Sequence[int] | None = None, scale: float = 1.0, key: str = "vector",
+        shortcut: slice | Sequence[Sequence[int]] | None = None,
+        scale: float | Sequence[float] = 1.0, key: str = "vector",
     ) -> None:  # fmt: skip
         super().__init__()
-        if shortcut is not None and not isinstance(shortcut, slice):  # from a file of settings
-            shortcut = slice(*shortcut)
-        self.hidden, self.recurrent, self.shortcut, self.key = hidden, recurrent, shortcut, key
-        if shortcut is not None:
-            entries = len(range(*shortcut.indices(features)))
-            if not 0 < entries <= actions:
-                raise ValueError(f"shortcut names {entries} of {features} entries for {actions} actions")
-            if scale <= 0:
-                raise ValueError(f"scale must be positive, not {scale}")
-            self.spare = actions - entries
-            self.log_scale = nn.Parameter(torch.full((), math.log(scale)))
+        self.hidden, self.recurrent, self.key = hidden, recurrent, key
+        parts = [shortcut] if isinstance(shortcut, slice) else [slice(*part) for part in shortcut or ()]
+        self.shortcut = parts
+        if parts:
+            entries = [len(range(*part.indices(features))) for part in parts]
+            if len(set(entries)) > 1 or not 0 < entries[0] <= actions:
+                raise ValueError(f"shortcut names {entries[0]} of {features} entries for {actions} actions")
+            scales = [scale] * len(parts) if isinstance(scale, int | float) else list(scale)
+            if len(scales) != len(parts) or min(scales) <= 0:
+                raise ValueError(f"scale must be positive, and one number or one a shortcut, not {scale}")
+            self.spare = actions - entries[0]
+            self.log_scale = nn.Parameter(torch.tensor(scales).log())
         self.trunk = nn.Sequential(
             nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.SiLU(),
             nn.Linear(hidden, hidden), nn.LayerNorm(hidden), nn.SiLU(),
@@ -106,9 +108,10 @@ class PolicyNet(Policy):
     def decide(self, features: Tensor, observation: Any) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,)."""
         logits = self.policy_head(features)
-        if self.shortcut is not None:
-            known = part_of(observation, self.key)[:, self.shortcut].float()
-            logits = logits + self.log_scale.exp() * nn.functional.pad(known, (0, self.spare))
+        if self.shortcut:
+            vector = part_of(observation, self.key).float()
+            known = torch.stack([vector[:, part] for part in self.shortcut], -1) @ self.log_scale.exp()
+            logits = logits + nn.functional.pad(known, (0, self.spare))
         return logits, self.value_head(features)[:, 0]
 
 

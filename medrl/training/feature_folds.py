@@ -15,7 +15,7 @@ from medrl.data.dataset import SECTIONS
 from medrl.data.pair_images import prepare
 from medrl.data.pair_samples import COARSE, FINE, AlignedPair, PairSampler
 from medrl.data.pairs import read_pair, read_pairs
-from medrl.data.write import whole_file
+from medrl.data.write import whole_file, write_json
 from medrl.networks.features import PairNetworks
 from medrl.training.pair_features import COARSE_POSES, FINE_POSES, FeatureTraining
 from medrl.types import InputError
@@ -80,6 +80,7 @@ class FeatureFolds:
 
     def run(self, *, resume: bool = True) -> None:
         """Train what is missing; -1 is the fold that leaves out nobody."""
+        write_json(self.folder / "folds.json", self.fold)
         prepared = [AlignedPair(p.name, p.subject, prepare(p.fixed), prepare(p.moving)) for p in self.pairs]
         for left_out in (*range(self.folds if self.folds > 1 else 0), -1):
             rest = [pair for pair in prepared if self.fold[pair.subject] != left_out]
