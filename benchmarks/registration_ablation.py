@@ -39,7 +39,7 @@ from medrl.training.registration_pool import Pool, read_pool, spread_starts
 
 logger = logging.getLogger(__name__)
 
-POINTS = (160, 240)  # of the pool's, coarse and fine: enough for a comparison
+POINTS = (100, 150)  # of the pool's, coarse and fine: enough for a comparison
 AT_STOP, STEP = AtStop(threshold=-6.0), 0.01 * StepCost()
 
 
@@ -92,9 +92,7 @@ def thin(pool: Pool, points: tuple[int, int]) -> Pool:
 
 
 @torch.no_grad()
-def measure(
-    task: RegistrationTask, names: list[str], network: nn.Module | None, *, ahead: int = 0
-) -> dict[str, float]:
+def measure(task: RegistrationTask, names: list[str], network: nn.Module | None, *, ahead: int = 0) -> dict[str, float]:
     """Errors of all candidates and of the chosen ones."""
     pose = Pose(*from_matrices(task.starts[:, 0]))
     row = torch.arange(len(names))
@@ -127,7 +125,7 @@ def measure(
 
 
 def train(
-    pool: Pool, *, arm: str, updates: int, seed: int, num_envs: int = 32, length: int = 16,
+    pool: Pool, *, arm: str, updates: int, seed: int, num_envs: int = 24, length: int = 12,
     validate: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train one arm; returns the averaged policy."""
@@ -178,7 +176,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=30, help="rollouts of 32 x 16 steps an arm")
+    parser.add_argument("--updates", type=int, default=40, help="rollouts of 24 x 12 steps an arm")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
