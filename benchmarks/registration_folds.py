@@ -54,7 +54,7 @@ def main() -> None:
     network = PairNetworks(coarse=settings["coarse"], policy=PolicyNet(**settings["policy"]))
     policy = load_weights(network, arguments.bundle / "models" / "model.pt", "cpu").float().policy
     features = FeatureFolds(
-        read_image_pairs(arguments.data), folder=arguments.features, folds=6, coarse={},
+        read_image_pairs(arguments.data), folder=arguments.features, folds=6,
         options={"coarse": settings["coarse"]}, fold=_folds(arguments.features),
     )  # fmt: skip
     inferer = RegistrationInferer(mode=arguments.mode, polish=arguments.polish, **settings["inference"])

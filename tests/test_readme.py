@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from medrl.data.pair_phantoms import pair_phantom
 from medrl.data.phantoms import phantom, write_phantoms
 from medrl.data.write import write_image
 
@@ -26,11 +27,15 @@ def test_predict_example(tmp_path, monkeypatch, generator, capsys):
         pytest.skip("the bundle has no weights yet")
     array, ras_from_voxel, _ = phantom(generator, shape=(64, 64, 64), spacing_mm=3.0, modality="mr")
     write_image(tmp_path / "head.nii.gz", array, ras_from_voxel)
+    pair = pair_phantom(generator, shape=(32, 32, 32), spacing_mm=5.0)
+    write_image(tmp_path / "ct.nii.gz", pair.ct, pair.ct_affine)
+    write_image(tmp_path / "mr.nii.gz", pair.mr, pair.mr_affine)
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 17
+    assert len(lines) >= 17 + 4  # a matrix has four rows
+    assert lines[-1].endswith("converged")
     assert lines[0].startswith("hippocampus_R (")
 
 

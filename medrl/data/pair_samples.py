@@ -60,15 +60,13 @@ class Variety:
     lattice: int = 80
 
 
-COARSE = Variety()
-FINE = Variety(fixed_degrees=20.0, any_fixed=0.4, moving_degrees=15.0, any_moving=0.0, scale=1.08, voxels=48)
 
 
 class PairSampler:
     """Draws samples for ever; every draw comes from one generator."""
 
-    def __init__(self, pairs: Sequence[AlignedPair], *, variety: Variety = COARSE, seed: int = 0) -> None:
-        self.variety = variety
+    def __init__(self, pairs: Sequence[AlignedPair], *, variety: Variety | None = None, seed: int = 0) -> None:
+        self.variety = Variety() if variety is None else variety
         self.mixed = [pair for pair in pairs if pair.fixed.ct != pair.moving.ct]
         self.alike = [pair for pair in pairs if pair.fixed.ct == pair.moving.ct]
         self.generator = torch.Generator().manual_seed(seed)

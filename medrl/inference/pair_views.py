@@ -21,15 +21,12 @@ class View(NamedTuple):
 
     grid_from_ras: Tensor  # (4, 4) float64; the origin is the grid's middle
     coarse: Tensor  # (C, X/2, Y/2, Z/2)
-    fine: Tensor | None  # (C', X, Y, Z)
     grey: Tensor  # (X, Y, Z) in [0, 1]
     tissue: Tensor  # (X, Y, Z) bool
 
 
 @torch.no_grad()
-def view(
-    image: PairImage, networks: PairNetworks, *, frame_from_ras: Tensor | None = None, fine: bool = True
-) -> View:  # fmt: skip
+def view(image: PairImage, networks: PairNetworks, *, frame_from_ras: Tensor | None = None) -> View:
     """Render an image along the axes of a frame (patient axes by default) and compute its features."""
     frame = torch.eye(4, dtype=torch.float64) if frame_from_ras is None else frame_from_ras
     grid_from_ras, shape = body_grid(image, frame)
@@ -38,7 +35,6 @@ def view(
     device = networks.coarse.log_scale.device
     return View(
         grid_from_ras, _features(networks.coarse, seen.to(device), image.ct),
-        _features(networks.fine, seen.to(device), image.ct) if fine and networks.fine is not None else None,
         grey(values, ct=image.ct).to(device), image.tissue(values).to(device),
     )  # fmt: skip
 
@@ -55,12 +51,12 @@ def pair_of(
     parts, middle = {}, middle_of(fixed)
     for level, count in zip(LEVELS_MM, counts, strict=True):
         index = _pick(fixed.tissue, round(LEVELS_MM[level] / SPACING_MM), count, generator)
-        feature = getattr(fixed, level)
-        volume = fixed.coarse if feature is None else feature
         stride = round(LEVELS_MM[level] / SPACING_MM)
         shape = [side // stride for side in fixed.tissue.shape]
         place = (_unravel(index, shape) - (torch.tensor(shape, device=index.device) - 1) / 2) * LEVELS_MM[level]
-        vectors = torch.zeros(len(index), 1, device=index.device) if feature is None else volume.flatten(1)[:, index].T
+        vectors = torch.zeros(len(index), 1, device=index.device)  # the grey values alone are looked at
+        if level == "coarse":
+            vectors = fixed.coarse.flatten(1)[:, index].T
         parts[level] = Points(place - middle, vectors)
     # index is that of the fine points from here on
     grey_values = fixed.grey.flatten()[index]
@@ -73,7 +69,7 @@ def pair_of(
     lattice = parts["coarse"].place_mm[:64]
     if lattice_ras is not None:
         lattice = (lattice_ras @ fixed_from_ras[:3, :3].T + fixed_from_ras[:3, 3]).float()
-    fine = torch.zeros(1, *moving.grey.shape, device=middle.device) if moving.fine is None else moving.fine
+    fine = torch.zeros(1, *moving.grey.shape, device=middle.device)
     return Pair(
         name, parts["coarse"], parts["fine"], grey_values, moving.coarse, fine, moving.grey, truth, lattice,
         middle_of(moving), descriptors, fixed_from_ras, moving.grid_from_ras,

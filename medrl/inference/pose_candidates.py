@@ -48,7 +48,7 @@ def find_candidates(
     generator: torch.Generator, truth: Tensor | None = None, lattice_ras: Tensor | None = None, name: str = "",
 ) -> Candidates:  # fmt: skip
     """Search, best first; with ``truth`` (RAS moving_from_fixed) and ``lattice_ras`` (L, 3) cases know the answer."""
-    seen, other = view(fixed, networks), view(moving, networks, fine=False)
+    seen, other = view(fixed, networks), view(moving, networks)
     scales = (0.87, 1.0, 1.15) if scaled else (1.0,)
 
     def case_of(moving_view: View, counts: tuple[int, int]) -> PairCases:

@@ -35,25 +35,6 @@ class CoarseNet(nn.Module):
         return _unit(self.last(self.middle(value)))
 
 
-class FineNet(nn.Module):
-    """Images (B, 2, X, Y, Z) at 4 mm with even sides, turned alike by a first registration -> (B, C, X, Y, Z)."""
-
-    def __init__(self, *, channels: Sequence[int] = (16, 32), features: int = 8) -> None:
-        super().__init__()
-        near, far = channels
-        self.stem = nn.Sequential(nn.Conv3d(2, near, 3, padding=1), _Block(near))
-        self.deep = nn.Sequential(nn.Conv3d(near, far, 4, stride=2, padding=1), _Block(far), _Block(far))
-        self.up = nn.Conv3d(far, near, 1)
-        self.middle = nn.Sequential(nn.ReLU(), nn.Conv3d(near, near, 3, padding=1), nn.ReLU())
-        self.last = nn.Conv3d(near, features, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Look at whole images."""
-        value = self.stem(image)
-        value = value + interpolate(self.up(self.deep(value)), scale_factor=2, mode="trilinear")
-        return _unit(self.last(self.middle(value)))
-
-
 class FeaturePair(nn.Module):
     """One network a modality, and what makes a likelihood of their products.
 
@@ -71,26 +52,18 @@ class FeaturePair(nn.Module):
 
 
 class PairNetworks(nn.Module):
-    """All that a registration bundle has learned: feature networks, options of which are given, and the policy.
+    """All that a registration bundle has learned: feature networks, options of which are given, and the policy."""
 
-    Without ``fine`` there are features at 8 mm only.
-    """
-
-    def __init__(
-        self, *, coarse: Mapping[str, Any] | None = None, fine: Mapping[str, Any] | None = None,
-        policy: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, *, coarse: Mapping[str, Any] | None = None, policy: nn.Module | None = None) -> None:
         super().__init__()
         self.coarse = FeaturePair(*(CoarseNet(**(coarse or {})) for _ in MODALITIES))
-        self.fine = None if fine is None else FeaturePair(*(FineNet(**fine) for _ in MODALITIES))
         self.policy = policy
 
     @property
     def scale(self) -> Tensor:
-        """(2,) log-likelihood of a unit of mean product, coarse and fine; 0 where there are no fine features."""
+        """(2,) log-likelihood of a unit of mean product, at the coarse level and at the fine one, which has none."""
         coarse = self.coarse.log_scale.detach().exp()
-        fine = torch.zeros_like(coarse) if self.fine is None else self.fine.log_scale.detach().exp()
-        return torch.stack([coarse, fine])
+        return torch.stack([coarse, torch.zeros_like(coarse)])
 
     def forward(self, image: Tensor) -> Tensor:
         """Products (B, 1, X/2, Y/2, Z/2) of the features of a CT and an MR image (B, 2 + 2, X, Y, Z) on one grid."""

@@ -13,11 +13,11 @@ from torch import nn
 
 from medrl.data.dataset import SECTIONS
 from medrl.data.pair_images import prepare
-from medrl.data.pair_samples import COARSE, FINE, AlignedPair, PairSampler
+from medrl.data.pair_samples import AlignedPair, PairSampler
 from medrl.data.pairs import read_pair, read_pairs
 from medrl.data.write import whole_file, write_json
 from medrl.networks.features import PairNetworks
-from medrl.training.pair_features import COARSE_POSES, FINE_POSES, FeatureTraining
+from medrl.training.pair_features import FeatureTraining
 from medrl.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -62,62 +62,59 @@ class FeatureFolds:
     """Feature networks of all pairs, and of all pairs but those of a fold, in ``folder``.
 
     An agent that learns on pairs its features were trained on would trust them too much: `networks_of` answers, for
-    a subject, the networks that never saw it.  ``coarse`` and ``fine`` are options of `FeatureTraining`, and
-    without ``fine`` there is no such level; ``options`` are those of `PairNetworks`, ``fold`` by subject replaces
-    `fold_of`.
+    a subject, the networks that never saw it.  ``training`` are options of `FeatureTraining`, ``options`` those of
+    `PairNetworks`; ``fold`` by subject replaces `fold_of`.
     """
 
     def __init__(
-        self, pairs: Sequence[ImagePair], *, folder: Path | str, folds: int, coarse: Mapping[str, Any],
-        fine: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None,
-        fold: Mapping[str, int] | None = None, device: torch.device | str = "cpu", seed: int = 0,
+        self, pairs: Sequence[ImagePair], *, folder: Path | str, folds: int, training: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None, fold: Mapping[str, int] | None = None,
+        device: torch.device | str = "cpu", seed: int = 0,
     ) -> None:  # fmt: skip
         self.pairs, self.folder, self.folds = list(pairs), Path(folder), folds
-        self.coarse, self.fine, self.options = dict(coarse), fine, dict(options or {})
+        self.training, self.options = dict(training or {}), dict(options or {})
         self.device, self.seed = torch.device(device), seed
         self.fold = fold_of(pairs, folds) if fold is None else dict(fold)
+        self.complete = False
         self.loaded: dict[int, PairNetworks] = {}
 
     def run(self, *, resume: bool = True) -> None:
-        """Train what is missing; -1 is the fold that leaves out nobody."""
+        """Train what is missing (without ``resume`` everything, once); -1 is the fold that leaves out nobody."""
+        if self.complete:
+            return
         write_json(self.folder / "folds.json", self.fold)
         prepared = [AlignedPair(p.name, p.subject, prepare(p.fixed), prepare(p.moving)) for p in self.pairs]
         for left_out in (*range(self.folds if self.folds > 1 else 0), -1):
-            rest = [pair for pair in prepared if self.fold[pair.subject] != left_out]
-            for level, variety, kinds, settings in (
-                ("coarse", COARSE, COARSE_POSES, self.coarse), ("fine", FINE, FINE_POSES, self.fine),
-            ):  # fmt: skip
-                path = self.path(level, left_out)
-                checkpoint = path.with_suffix(".ckpt")
-                if not resume:
-                    path.unlink(missing_ok=True)
-                    checkpoint.unlink(missing_ok=True)
-                if path.exists() or settings is None:
-                    continue
-                logger.info("%s features, %s", level, "of all" if left_out < 0 else f"without fold {left_out}")
-                with torch.random.fork_rng():
-                    torch.manual_seed(self.seed)
-                    pair = getattr(PairNetworks(**self.options), level)
-                training = FeatureTraining(
-                    pair.to(self.device, memory_format=torch.channels_last_3d),
-                    PairSampler(rest, variety=variety, seed=self.seed), kinds=kinds, checkpoint=checkpoint,
-                    curve=path.with_suffix(".jsonl"), seed=self.seed, **settings,
-                )  # fmt: skip
-                average = training.run()
-                with whole_file(path) as part:
-                    torch.save(average.state_dict(), part)
-                checkpoint.unlink(missing_ok=True)
+            path = self.path(left_out)
+            checkpoint = path.with_suffix(".ckpt")
+            if not resume:
+                for old in (path, checkpoint, path.with_suffix(".jsonl")):
+                    old.unlink(missing_ok=True)
+            if path.exists():
+                continue
+            logger.info("features %s", "of all" if left_out < 0 else f"without fold {left_out}")
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                pair = PairNetworks(**self.options).coarse
+            training = FeatureTraining(
+                pair.to(self.device, memory_format=torch.channels_last_3d),
+                PairSampler([p for p in prepared if self.fold[p.subject] != left_out], seed=self.seed),
+                checkpoint=checkpoint, curve=path.with_suffix(".jsonl"), seed=self.seed, **self.training,
+            )  # fmt: skip
+            average = training.run()
+            with whole_file(path) as part:
+                torch.save(average.state_dict(), part)
+            checkpoint.unlink(missing_ok=True)
+        self.complete = True
 
-    def path(self, level: str, fold: int) -> Path:
+    def path(self, fold: int) -> Path:
         """Where the weights of a fold are."""
-        return self.folder / f"{level}_{'all' if fold < 0 else fold}.pt"
+        return self.folder / f"coarse_{'all' if fold < 0 else fold}.pt"
 
     def networks(self, fold: int = -1, policy: nn.Module | None = None) -> PairNetworks:
         """Networks of a fold, with a policy."""
         networks = PairNetworks(**self.options, policy=policy)
-        for level in ("coarse", "fine") if self.fine is not None else ("coarse",):
-            weights = torch.load(self.path(level, fold), map_location="cpu", weights_only=True)
-            getattr(networks, level).load_state_dict(weights)
+        networks.coarse.load_state_dict(torch.load(self.path(fold), map_location="cpu", weights_only=True))
         networks = networks.to(self.device, memory_format=torch.channels_last_3d)
         return networks.eval().requires_grad_(False)
 

@@ -26,8 +26,7 @@ from medrl.networks.features import FeaturePair
 logger = logging.getLogger(__name__)
 
 # number of poses, and the most that they are turned (radians), shifted (mm) and resized (log) away from the truth
-COARSE_POSES = ((120, math.pi, 60.0, 0.25), (90, 0.7, 30.0, 0.25), (70, 0.25, 14.0, 0.08), (20, 0.08, 5.0, 0.03))
-FINE_POSES = ((60, 0.3, 14.0, 0.1), (70, 0.12, 6.0, 0.05), (50, 0.05, 2.5, 0.02))
+POSES = ((120, math.pi, 60.0, 0.25), (90, 0.7, 30.0, 0.25), (70, 0.25, 14.0, 0.08), (20, 0.08, 5.0, 0.03))
 
 
 def draw_poses(
@@ -89,19 +88,18 @@ def listwise_loss(score: Tensor, error_mm: Tensor, width_mm: float) -> Tensor:
 class FeatureTraining:
     """Trains one `FeaturePair` by time or by updates; resumes from ``checkpoint``.
 
-    ``kinds`` are the poses to tell apart, ``width_mm`` how exact (for pairs of two modalities twice as wide with
-    ``silver``, where their reference is only good to some mm), ``count`` the places that a pose is judged by.
+    ``kinds`` are the poses to tell apart, ``width_mm`` how exact, ``count`` the places that a pose is judged by.
     """
 
     def __init__(
-        self, pair: FeaturePair, sampler: PairSampler, *, kinds: Sequence[tuple[int, float, float, float]],
-        width_mm: float, count: int, updates: int, batch_size: int = 2, learning_rate: float = 1e-3,
-        silver: float = 1.0, average: float = 70.0, bf16: bool = True,
+        self, pair: FeaturePair, sampler: PairSampler, *, updates: int,
+        kinds: Sequence[tuple[int, float, float, float]] = POSES, width_mm: float = 3.0, count: int = 400,
+        batch_size: int = 2, learning_rate: float = 1e-3, average: float = 70.0, bf16: bool = True,
         checkpoint: Path | str | None = None, save_every: int = 100, curve: Path | str | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.pair, self.average = pair, copy.deepcopy(pair).eval().requires_grad_(False)
         self.sampler, self.kinds, self.width_mm, self.count = sampler, tuple(kinds), width_mm, count
-        self.updates, self.batch_size, self.learning_rate, self.silver = updates, batch_size, learning_rate, silver
+        self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
         self.keep, self.bf16 = 0.5 ** (1 / average), bf16
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.curve = None if curve is None else Path(curve)
@@ -120,9 +118,8 @@ class FeatureTraining:
             sample = self.sampler.draw()
             poses, error_mm = draw_poses(sample, self.kinds, self.generator)
             score = similarity_of(self.pair, sample, poses, count=self.count, bf16=self.bf16, generator=self.generator)
-            mixed = sample.modalities[0] != sample.modalities[1]
             error_mm = error_mm.to(score.device)
-            loss = listwise_loss(score, error_mm, self.width_mm * (self.silver if mixed else 1.0)) / self.batch_size
+            loss = listwise_loss(score, error_mm, self.width_mm) / self.batch_size
             loss.backward()
             loss_sum += float(loss.detach())
             chosen.append(float(error_mm[score.argmax()]))

@@ -14,7 +14,8 @@ def test_without_a_calibration_everything_is_believed():
 
 
 def test_confidence_is_the_logistic_of_the_weighted_evidence():
-    assert math.isclose(confidence_of({"score": 2.0, "bias": -1.0}, {"score": 1.5, "lead": 9.0}), 1 / (1 + math.exp(-2)))
+    confidence = confidence_of({"score": 2.0, "bias": -1.0}, {"score": 1.5, "lead": 9.0})
+    assert math.isclose(confidence, 1 / (1 + math.exp(-2)))
 
 
 def test_what_separates_is_found_and_noise_is_not():
