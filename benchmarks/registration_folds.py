@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Register all pairs again, fold by fold, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, nargs="+", required=True)
-    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", default=[])
+    parser.add_argument("--features", type=Path)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--folds", type=int, nargs="*", default=list(range(6)))
@@ -47,10 +47,24 @@ def main() -> None:
     parser.add_argument("--success_mm", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--read", type=Path, nargs="*", help="outputs of earlier runs: only print, and fit")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     settings = read_settings(arguments.bundle / "models")
+    if arguments.read:
+        rows = [row for path in arguments.read for row in json.loads(path.read_text())]
+    else:
+        rows = register_folds(arguments, settings)
+    show(rows, arguments.success_mm)
+    if arguments.fit:
+        fitted = fit_confidence([r["evidence"] for r in rows], [r["error_mm"] < arguments.success_mm for r in rows])
+        settings["inference"]["calibration"] = fitted
+        write_json(arguments.bundle / "models" / "agent.json", settings)
+
+
+def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Register the pairs of every fold again; keeps what is done after each."""
     network = PairNetworks(coarse=settings["coarse"], policy=PolicyNet(**settings["policy"]))
     policy = load_weights(network, arguments.bundle / "models" / "model.pt", "cpu").float().policy
     features = FeatureFolds(
@@ -75,11 +89,7 @@ def main() -> None:
             )  # fmt: skip
         arguments.output.write_text(json.dumps(rows))
         logger.info("fold %d: %d registrations", fold, len(rows))
-    show(rows, arguments.success_mm)
-    if arguments.fit:
-        fitted = fit_confidence([r["evidence"] for r in rows], [r["error_mm"] < arguments.success_mm for r in rows])
-        settings["inference"]["calibration"] = fitted
-        write_json(arguments.bundle / "models" / "agent.json", settings)
+    return rows
 
 
 def show(rows: list[dict[str, Any]], success_mm: float) -> None:
