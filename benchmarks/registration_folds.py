@@ -22,13 +22,15 @@ import torch
 from medrl.bundle import load_weights, read_settings
 from medrl.data.write import write_json
 from medrl.inference.registration import RegistrationInferer
-from medrl.inference.registration_calibration import area_under_curve, confidence_of, fit_confidence
+from medrl.inference.registration_calibration import TELLING, area_under_curve, confidence_of, fit_confidence
 from medrl.networks.features import PairNetworks
 from medrl.networks.policy import PolicyNet
 from medrl.training.feature_folds import FeatureFolds, read_image_pairs
 from medrl.training.registration import register_again
 
 logger = logging.getLogger(__name__)
+
+OTHER_OPTIMUM_MM = 20.0  # a smaller error may be the reference's own
 
 
 def main() -> None:
@@ -56,9 +58,11 @@ def main() -> None:
         rows = [row for path in arguments.read for row in json.loads(path.read_text())]
     else:
         rows = register_folds(arguments, settings)
+    for row in rows:
+        row["told"] = {name: row["evidence"][name] for name in TELLING}
     show(rows, arguments.success_mm)
     if arguments.fit:
-        fitted = fit_confidence([r["evidence"] for r in rows], [r["error_mm"] < arguments.success_mm for r in rows])
+        fitted = fit_confidence([r["told"] for r in rows], [r["error_mm"] < OTHER_OPTIMUM_MM for r in rows])
         settings["inference"]["calibration"] = fitted
         write_json(arguments.bundle / "models" / "agent.json", settings)
 
@@ -110,17 +114,14 @@ def show(rows: list[dict[str, Any]], success_mm: float) -> None:
                 np.median(error), 100 * np.mean(np.array(apart) < 2) if apart else np.nan,
                 np.mean([row["seconds"] for row in some]),
             )  # fmt: skip
-    confidence, success = [], []
-    for fold in sorted({row["fold"] for row in rows}):
-        rest = [row for row in rows if row["fold"] != fold]
-        if not rest:
-            continue
-        weights = fit_confidence([r["evidence"] for r in rest], [r["error_mm"] < success_mm for r in rest])
-        for row in rows:
-            if row["fold"] == fold:
-                confidence.append(confidence_of(weights, row["evidence"]))
-                success.append(row["error_mm"] < success_mm)
-    logger.info("confidence: area under the curve %.3f", area_under_curve(confidence, success))
+    confidence = []
+    for row in rows:
+        rest = [other for other in rows if other["fold"] != row["fold"]]
+        weights = fit_confidence([r["told"] for r in rest], [r["error_mm"] < OTHER_OPTIMUM_MM for r in rest])
+        confidence.append(confidence_of(weights, row["told"]))
+    for limit_mm in (success_mm, 15.0, OTHER_OPTIMUM_MM):
+        area = area_under_curve(confidence, [row["error_mm"] < limit_mm for row in rows])
+        logger.info("confidence against errors above %g mm: area under the curve %.3f", limit_mm, area)
 
 
 def _folds(folder: Path) -> dict[str, int] | None:

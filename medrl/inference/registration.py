@@ -48,8 +48,9 @@ class RegistrationInferer(Inferer):
 
     ``polish`` "mutual_information" climbs by SimpleITK at 12, 8 and 4 mm; "gradient" climbs learned similarity and
     ``information`` times the mutual information at ``places`` at 4 mm, at most ``limit_mm`` far; "none" leaves the
-    agent's answer.  ``scaled`` True lets the size change; "auto" believes in another size only if the mutual
-    information then exceeds that of the best rigid transform by ``least_information`` nats.
+    agent's answer.  ``scaled`` True lets the size change; "auto" believes in another size only where
+    the agent found one (its logarithm ``least_scale`` off 0), the polish keeps to it within ``most_drift``, and the
+    mutual information then exceeds that of the rigid transform by ``least_information`` nats.
 
     ``calibration`` are weights of the evidence and a "bias"; an answer with a confidence below ``threshold`` is
     reported as not converged.  Other options are those of `Search`.
@@ -57,7 +58,8 @@ class RegistrationInferer(Inferer):
 
     def __init__(
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
-        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.05, places: int = 6000,
+        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.05,
+        least_scale: float = 0.05, most_drift: float = 0.1, places: int = 6000,
         finalists: int = 2, rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
         calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
     ) -> None:  # fmt: skip
@@ -68,7 +70,7 @@ class RegistrationInferer(Inferer):
                 raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
         self.mode, self.scaled, self.polish, self.information = mode, scaled, polish, information
         self.limit_mm, self.least_information, self.places = limit_mm, least_information, places
-        self.finalists = finalists
+        self.finalists, self.least_scale, self.most_drift = finalists, least_scale, most_drift
         self.rollouts, self.depth, self.max_steps = rollouts, depth, max_steps
         self.threshold, self.calibration, self.seed = threshold, dict(calibration or {}), seed
         self.search = Search(**search)
@@ -142,6 +144,8 @@ class RegistrationInferer(Inferer):
         matrices = to_matrices(ended.pose)
         found = [ended.candidates.pairs[n].to_ras(matrices[n]) for n in order]
         polished, chosen = found[0], 0
+        # without a polish the agent's own measure stands in
+        evidence |= {"polished_information": evidence["information"], "polished_lead": evidence["information"]}
         if self.polish != "none":
             finish = self._finisher(fixed, moving, images, networks)
             polished, chosen, more = self._polished(finish, found, lattice, scaled=scaled)
@@ -162,18 +166,25 @@ class RegistrationInferer(Inferer):
     ) -> tuple[Tensor, int, dict[str, float]]:
         """RAS moving_from_fixed after the polish, the index of the candidate it came from, and evidence."""
         centre = lattice.mean(0)
-        rigid = self.scaled is not True  # "auto" tries without first
-        first = [finish(rigid_part(start, centre) if rigid else start, not rigid) for start in found]
-        chosen = max(range(len(found)), key=lambda n: first[n][1])
-        answer, information = first[chosen]
-        apart = [float((_map(m[None], lattice) - _map(answer[None], lattice)).norm(dim=-1).mean()) for m, _ in first]
-        others = [value for (_, value), distance in zip(first, apart, strict=True) if distance > AGREE_MM]
-        evidence = {"polished_lead": information - max(others, default=0.0)}
-        if scaled and rigid:
-            resized, resized_information = finish(found[chosen], True)
-            if resized_information > information + self.least_information:
-                answer, information = resized, resized_information
-        return answer, chosen, evidence | {"polished_information": information}
+        ends = [self._best_end(finish, start, centre, scaled=scaled) for start in found]
+        chosen = max(range(len(found)), key=lambda n: ends[n][1])
+        answer, information = ends[chosen]
+        apart = [float((_map(m[None], lattice) - _map(answer[None], lattice)).norm(dim=-1).mean()) for m, _ in ends]
+        others = [value for (_, value), distance in zip(ends, apart, strict=True) if distance > AGREE_MM]
+        lead = information - max(others, default=0.0)
+        return answer, chosen, {"polished_information": information, "polished_lead": lead}
+
+    def _best_end(self, finish: Finish, start: Tensor, centre: Tensor, *, scaled: bool) -> tuple[Tensor, float]:
+        """Where the polish of one candidate ends, rigid or resized; mutual information alone would shrink bodies."""
+        own = _log_scale(start)
+        if self.scaled is True:
+            return finish(start, True)
+        rigid = finish(rigid_part(start, centre), False)
+        if not scaled or abs(own) < self.least_scale:
+            return rigid
+        resized = finish(start, True)
+        true_to_agent = abs(_log_scale(resized[0]) - own) < self.most_drift
+        return resized if true_to_agent and resized[1] > rigid[1] + self.least_information else rigid
 
     def _finisher(
         self, fixed: MetaTensor, moving: MetaTensor, images: tuple[PairImage, PairImage], networks: PairNetworks
