@@ -52,7 +52,8 @@ class RegistrationInferer(Inferer):
     the agent found one (its logarithm ``least_scale`` off 0), the polish keeps to it within ``most_drift``, and the
     mutual information then exceeds that of the rigid transform by ``least_information`` nats.
 
-    ``calibration`` are weights of the evidence and a "bias"; an answer with a confidence below ``threshold`` is
+    ``calibration`` are weights of the evidence and a "bias".  Where the confidence stays below ``sure`` other
+    orientations are searched, up to ``tries`` searches in all; an answer with a confidence below ``threshold`` is
     reported as not converged.  Other options are those of `Search`.
     """
 
@@ -60,8 +61,9 @@ class RegistrationInferer(Inferer):
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
         information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.05,
         least_scale: float = 0.05, most_drift: float = 0.1, places: int = 6000,
-        finalists: int = 2, rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
-        calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
+        finalists: int = 2, tries: int = 2, sure: float = 0.9, rollouts: int = 0, depth: int = 6,
+        max_steps: int = 40, threshold: float = 0.5, calibration: Mapping[str, float] | None = None, seed: int = 0,
+        **search: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         choices = ((mode, MODES, "mode"), (polish, POLISHES, "polish"), (scaled, (True, False, "auto"), "scaled"))
@@ -70,6 +72,7 @@ class RegistrationInferer(Inferer):
                 raise InputError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
         self.mode, self.scaled, self.polish, self.information = mode, scaled, polish, information
         self.limit_mm, self.least_information, self.places = limit_mm, least_information, places
+        self.tries, self.sure = tries, sure
         self.finalists, self.least_scale, self.most_drift = finalists, least_scale, most_drift
         self.rollouts, self.depth, self.max_steps = rollouts, depth, max_steps
         self.threshold, self.calibration, self.seed = threshold, dict(calibration or {}), seed
@@ -91,19 +94,18 @@ class RegistrationInferer(Inferer):
             if len(image.body_mm) == 0:
                 raise InputError(f"{role}: holds no tissue that stands out; expected a CT in HU or an MR image")
         scaled = self.scaled is True or self.scaled == "auto"
-        ended = self.explore(first, second, networks, scaled=scaled)
-        return self.answer(ended, fixed, moving, (first, second), networks, scaled=scaled)
+        found: list[Registration] = []
+        for attempt in range(self.tries):
+            ended = self.explore(first, second, networks, scaled=scaled, seed=self.seed + attempt)
+            found.append(self.answer(ended, fixed, moving, (first, second), networks, scaled=scaled))
+            if found[-1].confidence >= self.sure:
+                break
+        return max(found, key=lambda answer: answer.evidence["polished_information"])
 
-    def explore(
-        self, fixed: PairImage, moving: PairImage, networks: PairNetworks, *, scaled: bool, truth: Tensor | None = None,
-        lattice_ras: Tensor | None = None,
-    ) -> Ended:  # fmt: skip
+    def explore(self, fixed: PairImage, moving: PairImage, networks: PairNetworks, *, scaled: bool, seed: int) -> Ended:
         """Search candidates, walk from each, and judge where they ended."""
-        generator = torch.Generator().manual_seed(self.seed)
-        candidates = find_candidates(
-            fixed, moving, networks, search=self.search, scaled=scaled, generator=generator, truth=truth,
-            lattice_ras=lattice_ras,
-        )  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        candidates = find_candidates(fixed, moving, networks, search=self.search, scaled=scaled, generator=generator)
         return self.walk(candidates, networks, scaled=scaled)
 
     def walk(self, candidates: Candidates, networks: PairNetworks, *, scaled: bool) -> Ended:
