@@ -59,9 +59,9 @@ class RegistrationInferer(Inferer):
 
     def __init__(
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
-        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.05,
-        least_scale: float = 0.05, most_drift: float = 0.1, places: int = 6000,
-        finalists: int = 2, tries: int = 2, sure: float = 0.9, rollouts: int = 0, depth: int = 6,
+        information: float = 60.0, limit_mm: float = 8.0, least_information: float = 0.02,
+        least_scale: float = 0.02, most_drift: float = 0.1, places: int = 6000,
+        finalists: int = 2, tries: int = 2, sure: float = 0.8, rollouts: int = 0, depth: int = 6,
         max_steps: int = 40, threshold: float = 0.5, calibration: Mapping[str, float] | None = None, seed: int = 0,
         **search: Any,
     ) -> None:  # fmt: skip
