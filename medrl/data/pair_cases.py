@@ -15,6 +15,7 @@ from medrl.geometry.poses import Pose, distance_mm, from_matrices, transform
 from medrl.types import InputError
 
 BINS = 16  # of a joint histogram, along each axis
+CACHED = 30_000  # points that are looked at together on a CPU
 LEVELS_MM = {"coarse": 8.0, "fine": 4.0}
 
 
@@ -121,6 +122,11 @@ class PairCases:
         Without the level "fine" the mutual information and the share inside are 0 and the score is the coarse one's.
         """
         case = case.long()
+        rows = max(1, CACHED // sum(self.points[level].place_mm.shape[1] for level in levels))
+        if len(case) > rows and self.device.type == "cpu":  # what does not fit into the cache takes many times longer
+            parts = zip(case.split(rows), *(value.split(rows) for value in pose), strict=True)
+            seen = [self.look(first, Pose(*part), levels=levels) for first, *part in parts]
+            return Seen(*(torch.cat(values) for values in zip(*seen, strict=True)))
         score = torch.zeros(len(case), device=self.device)
         inside = information = score
         product = score[:, None]
