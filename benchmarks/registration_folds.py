@@ -114,6 +114,8 @@ def show(rows: list[dict[str, Any]], success_mm: float) -> None:
                 np.median(error), 100 * np.mean(np.array(apart) < 2) if apart else np.nan,
                 np.mean([row["seconds"] for row in some]),
             )  # fmt: skip
+    if len({row["fold"] for row in rows}) < 2:
+        return  # nothing to fit the confidence on
     confidence = []
     for row in rows:
         rest = [other for other in rows if other["fold"] != row["fold"]]
