@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ class PolicyOutput(NamedTuple):
     memory: Tensor | None = None  # (B, ...), to hand back at the next step; None without one
 
 
-class Policy(nn.Module):
+class Policy(nn.Module, ABC):
     """An encoder, a memory if it is recurrent, and two heads.
 
     Whatever has this ``forward`` and ``initial_memory`` will do as a policy; in these three parts it is unrolled over
@@ -26,17 +27,17 @@ class Policy(nn.Module):
 
     recurrent: bool
 
+    @abstractmethod
     def encode(self, observation: Any) -> Tensor:
         """Codes (B, ...) of observations."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remember(self, code: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, ...) of codes in the light of a memory, and the next memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, features: Tensor, observation: Any) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,)."""
-        raise NotImplementedError
 
     def initial_memory(self, batch: int, device: torch.device | str) -> Tensor | None:
         """The memory (B, ...) at the start of an episode; None without one."""
