@@ -23,7 +23,7 @@ class CoarseNet(nn.Module):
         super().__init__()
         near, far = channels
         self.stem = nn.Sequential(nn.Conv3d(2, near, 4, stride=2, padding=1), _Block(near))
-        self.deep = nn.Sequential(nn.Conv3d(near, far, 3, stride=2, padding=1), _Block(far), _Block(far))
+        self.deep = nn.Sequential(nn.Conv3d(near, far, 4, stride=2, padding=1), _Block(far), _Block(far))
         self.up = nn.Conv3d(far, near, 1)
         self.middle = _Block(near)
         self.last = nn.Conv3d(near, features, 1)
