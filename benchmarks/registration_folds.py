@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from medrl.bundle import load_weights, read_settings
+from medrl.data.regions import is_ct
 from medrl.data.write import write_json
 from medrl.inference.registration import RegistrationInferer
 from medrl.inference.registration_calibration import TELLING, area_under_curve, confidence_of, fit_confidence
@@ -77,6 +78,7 @@ def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> l
     )  # fmt: skip
     inferer = RegistrationInferer(mode=arguments.mode, polish=arguments.polish, **settings["inference"])
     rows: list[dict[str, Any]] = []
+    kinds = {pair.name: "/".join("CT" if is_ct(x) else "MR" for x in pair[2:4]) for pair in features.pairs}
     for fold in arguments.folds:
         pairs = [pair for pair in features.pairs if features.fold[pair.subject] == fold]
         found = register_again(
@@ -84,10 +86,9 @@ def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> l
             repeats=arguments.repeats, ball=arguments.ball, seed=arguments.seed,
         )  # fmt: skip
         for answer, error_mm, about in found:
-            ct = "MR" if any(name in about["pair"] for name in ("brats", "patient", "Subj")) else "CT/MR"
             rows.append(
                 {
-                    **about, "back": about["back"].tolist(), "error_mm": error_mm, "fold": fold, "kind": ct,
+                    **about, "back": about["back"].tolist(), "error_mm": error_mm, "fold": fold, "kind": kinds[about["pair"]],
                     "evidence": answer.evidence, "scale": answer.scale,
                 }
             )  # fmt: skip

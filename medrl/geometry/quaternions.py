@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -51,3 +53,24 @@ def multiply(first: Tensor, second: Tensor) -> Tensor:
         a * y - b * z + c * w + d * x, a * z + b * y - c * x + d * w,
     ]  # fmt: skip
     return normalize(torch.stack(product, -1), dim=-1)
+
+
+def spread_turns(count: int, degrees: float, first: Tensor | None = None) -> Tensor:
+    """``count`` turns of at most ``degrees``, (count, 4) float64, the identity first and the others as even as can be.
+
+    ``first`` (4,) turns the pattern before it is cut to the ball: other draws, as even.  Balls below some 20 degrees
+    cost much, since points are spread over all turns.  Source: super-Fibonacci spirals [Alexa 2022].
+    """
+    angle = math.radians(min(degrees, 180.0))
+    total = math.ceil((count - 1) * math.pi / (angle - math.sin(angle))) + 1  # the ball's share of all turns
+    while True:
+        index = torch.arange(total, dtype=torch.float64) + 0.5
+        inner, outer = (index / total).sqrt(), (1 - index / total).sqrt()
+        one, two = 2 * torch.pi * index / 2**0.5, 2 * torch.pi * index / 1.533751168755204288118041
+        turns = torch.stack([outer * two.cos(), inner * one.sin(), inner * one.cos(), outer * two.sin()], 1)
+        if first is not None:
+            turns = multiply(turns, first.double().expand_as(turns))
+        turns = turns[2 * turns[:, 0].abs().clamp(max=1).acos() <= angle]
+        if len(turns) >= count - 1:
+            return torch.cat([torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64), turns[: count - 1]])
+        total += 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
@@ -34,9 +33,18 @@ class Stage(NamedTuple):
     least_mm: float
 
 
+class End(NamedTuple):
+    """Where a pose came to rest."""
+
+    pose: Tensor  # (4, 4) float64, other_from_sampled
+    information: float  # mutual information, nats
+    start: int  # number of the pose that it came from
+
+
 STAGES = (Stage(3, 16, 60, 4.0, 0.1), Stage(2, 24, 40, 2.0, 0.1), Stage(1, 32, 20, 1.0, 0.05))
 CLIMBS = (40, 8, 3)  # most poses that climb on each grid
 LAST = Stage(1, 32, 15, 1.0, 0.05)
+NO_OVERLAP = "fixed and moving: no start lays one on the other; expected images of the same body part"
 
 
 def register_mutual_information(
@@ -63,8 +71,9 @@ def register_mutual_information(
     pair = GridPair(fixed, moving)
     given = [*([] if start is None else [start]), *([] if isinstance(starts, int) else starts)]
     if not given:
-        return _best(pair, centred_poses(pair, torch.eye(3)[None]), (1, 1, 1), scaled)
-    return _best(pair, [pair.turn(torch.as_tensor(matrix).double()) for matrix in given], CLIMBS, scaled)
+        return _best(pair, ascend(pair, centred_poses(pair, torch.eye(3)[None]), keep=(1, 1, 1), scaled=scaled))
+    poses = [pair.turn(torch.as_tensor(matrix).double()) for matrix in given]
+    return _best(pair, ascend(pair, poses, keep=CLIMBS, scaled=scaled))
 
 
 def multi_start(
@@ -77,7 +86,8 @@ def multi_start(
     how many of the best poses are refined on the coarse, the middle and the fine grid.
     """
     pair = GridPair(fixed, moving)
-    return _best(pair, centred_poses(pair, spread_rotations(orientations, angle_deg)), climbs, scaled)
+    poses = centred_poses(pair, quaternions.to_matrix(quaternions.spread_turns(orientations, angle_deg)))
+    return _best(pair, ascend(pair, poses, keep=climbs, scaled=scaled))
 
 
 def polish(
@@ -98,24 +108,6 @@ def polish(
     return pair.turn(pose), moved_mm
 
 
-def spread_rotations(count: int, angle_deg: float) -> Tensor:
-    """Rotation matrices (count, 3, 3), evenly spread over all turns of at most ``angle_deg``; the first is no turn.
-
-    Source: super-Fibonacci spirals [Alexa 2022].
-    """
-    angle = np.radians(angle_deg)
-    total = int(np.ceil((count - 1) * np.pi / (angle - np.sin(angle)))) + 1  # the ball's share of all orientations
-    while True:
-        index = torch.arange(total, dtype=torch.float64) + 0.5
-        inner, outer = (index / total).sqrt(), (1 - index / total).sqrt()
-        first, second = 2 * torch.pi * index / 2**0.5, 2 * torch.pi * index / 1.533751168755204288118041
-        turns = torch.stack([outer * second.cos(), inner * first.sin(), inner * first.cos(), outer * second.sin()], 1)
-        turns = turns[2 * turns[:, 0].abs().clamp(max=1).acos() <= angle]
-        if len(turns) >= count - 1:
-            return torch.cat([torch.eye(3, dtype=torch.float64)[None], quaternions.to_matrix(turns[: count - 1])])
-        total += 1
-
-
 def centred_poses(pair: GridPair, turns: Tensor) -> list[Tensor]:
     """Poses that turn the sampled image about its centre, and lay centre on centre or mass on mass."""
     views = (pair.sampled, pair.other)
@@ -127,20 +119,34 @@ def centred_poses(pair: GridPair, turns: Tensor) -> list[Tensor]:
     ]
 
 
-def _best(pair: GridPair, poses: list[Tensor], climbs: Sequence[int], scaled: bool) -> tuple[Tensor, float]:
-    """Grid by grid, let the best poses climb; similar ones count once."""
-    scores = [_evaluate(pair, pose, STAGES[0]) for pose in poses] if len(poses) > climbs[0] else [0.0] * len(poses)
-    for stage, keep in zip(STAGES, climbs, strict=True):
-        kept: list[Tensor] = []
-        for index in np.argsort(scores, kind="stable")[::-1]:
-            apart = all(pair.distance_mm(poses[index], pose) > stage.step_mm / 2 for pose in kept)
-            if len(kept) < keep and scores[index] > -torch.inf and apart:
-                kept.append(poses[index])
-        climbed = [_climb(pair, pose, stage, scaled) for pose in kept]
-        poses, scores = [pose for pose, _ in climbed], [score for _, score in climbed]
-    if not scores or max(scores) == -torch.inf:
-        raise InputError("fixed and moving: no start lays one on the other; expected images of the same body part")
-    return pair.turn(poses[int(np.argmax(scores))]), max(scores)
+def ascend(
+    pair: GridPair, poses: Sequence[Tensor], *, keep: Sequence[int], scaled: bool, first: int = 0,
+    sizes_kept: bool = False,
+) -> list[End]:  # fmt: skip
+    """Grid by grid, let the best ``keep`` poses climb, of which similar ones count once; where they end, best first.
+
+    ``first`` is the number of the grid to begin with.  Where ``sizes_kept``, a similarity keeps its size on that grid:
+    from afar a body gains more by shrinking than by turning.
+    """
+    ends = [End(pose, 0.0, number) for number, pose in enumerate(poses)]
+    if len(poses) > keep[0]:
+        ends = [end._replace(information=_evaluate(pair, end.pose, STAGES[first])) for end in ends]
+    for number, (stage, count) in enumerate(zip(STAGES[first:], keep, strict=False)):
+        kept: list[End] = []
+        for end in sorted(ends, key=lambda end: -end.information):
+            apart = all(pair.distance_mm(end.pose, other.pose) > stage.step_mm / 2 for other in kept)
+            if len(kept) < count and end.information > -torch.inf and apart:
+                kept.append(end)
+        kept_size = sizes_kept and number == 0
+        ends = [End(*_climb(pair, end.pose, stage, scaled, kept_size=kept_size), end.start) for end in kept]
+    return sorted(ends, key=lambda end: -end.information)
+
+
+def _best(pair: GridPair, ends: Sequence[End]) -> tuple[Tensor, float]:
+    """The best end as moving_from_fixed, and its mutual information."""
+    if not ends or ends[0].information == -torch.inf:
+        raise InputError(NO_OVERLAP)
+    return pair.turn(ends[0].pose), ends[0].information
 
 
 def _method(pair: GridPair, stage: Stage) -> Any:
@@ -168,13 +174,17 @@ def _evaluate(pair: GridPair, pose: Tensor, stage: Stage) -> float:
         return -torch.inf
 
 
-def _climb(pair: GridPair, pose: Tensor, stage: Stage, scaled: bool) -> tuple[Tensor, float]:
+def _climb(
+    pair: GridPair, pose: Tensor, stage: Stage, scaled: bool, *, kept_size: bool = False
+) -> tuple[Tensor, float]:  # fmt: skip
     """The pose after gradient ascent, and its mutual information."""
     method = _method(pair, stage)
     method.MetricUseMovingImageGradientFilterOn()  # once, instead of differences at every sample and step
     method.SetOptimizerAsRegularStepGradientDescent(stage.step_mm, stage.least_mm, stage.rounds, RELAXATION, 1e-8)
     transform = _as_transform(pose, pair.centre, scaled)
     method.SetOptimizerScales(_parameter_scales(LEVER * pair.radius_mm, scaled))
+    if scaled and kept_size:
+        method.SetOptimizerWeights([1.0] * 6 + [0.0])
     method.SetInitialTransform(transform, True)
     sampled, _, other = pair.grids(stage.factor)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Search:
 
     ``orientations`` of up to ``degrees`` are scored at ``points`` places, the best ``starts`` approached by nudges of
     ``approach_mm``, and the best ``candidates`` of them kept.  These are looked at again at ``counts`` (coarse, fine)
-    places.
+    places.  The ``spare`` next best are kept as they are.
     """
 
     orientations: int = 400
@@ -31,6 +31,7 @@ class Search:
     starts: int = 24
     approach_mm: tuple[float, ...] = (12.0, 4.0)
     candidates: int = 4
+    spare: int = 8
     counts: tuple[int, int] = (400, 1500)
 
 
@@ -41,6 +42,7 @@ class Candidates:
     pairs: list[Pair]
     cases: PairCases  # of the pairs
     pose: Pose  # (K,) in the frames of the cases
+    spare: Tensor  # (M, 4, 4) RAS moving_from_fixed of other ends of the search, not looked at again
 
 
 def find_candidates(
@@ -63,15 +65,16 @@ def find_candidates(
         few, generator, orientations=search.orientations, degrees=search.degrees, keep=search.starts, scales=scales
     )
     pose, score = climb(
-        lambda p: look_at(more, p, levels=("coarse",)), pose, sizes_mm=search.approach_mm, scaled=scaled
+        lambda p: look_at(more, p), pose, sizes_mm=search.approach_mm, scaled=scaled
     )
-    kept = distinct(pose, score, search.candidates, degrees=10.0, mm=10.0)
+    kept = distinct(pose, score, search.candidates + search.spare, degrees=10.0, mm=10.0)
     fixed_from_ras = fixed_frame(seen)
     found = torch.linalg.inv(other.grid_from_ras) @ to_matrices(pose)[kept].double().cpu() @ fixed_from_ras
-    return look_again(
-        fixed_view=seen, moving=moving, networks=networks, found=found, counts=search.counts, truth=truth,
-        lattice_ras=lattice_ras, name=name,
+    again = look_again(
+        fixed_view=seen, moving=moving, networks=networks, found=found[: search.candidates], counts=search.counts,
+        truth=truth, lattice_ras=lattice_ras, name=name,
     )  # fmt: skip
+    return replace(again, spare=found[search.candidates :])
 
 
 def look_again(
@@ -93,4 +96,5 @@ def look_again(
     back = torch.linalg.inv(fixed_frame(fixed_view))
     pose = from_matrices(torch.stack([p.moving_from_ras @ m @ back for p, m in zip(pairs, found, strict=True)]).float())
     device = networks.coarse.log_scale.device
-    return Candidates(pairs, PairCases(pairs, scale=networks.scale), Pose(*(value.to(device) for value in pose)))
+    pose = Pose(*(value.to(device) for value in pose))
+    return Candidates(pairs, PairCases(pairs, scale=networks.scale), pose, found[:0])

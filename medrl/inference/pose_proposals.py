@@ -9,19 +9,17 @@ from torch import Tensor
 
 from medrl.data.pair_cases import PairCases
 from medrl.geometry.poses import Pose
-from medrl.geometry.quaternions import from_vector
+from medrl.geometry.quaternions import from_vector, spread_turns
 
 SHIFTS_MM = 25.0
 ALIKE_DEGREES, ALIKE_MM = 20.0, 30.0
 LEAST_SHARE = 0.02
 
 
-def look_at(cases: PairCases, pose: Pose, *, levels: tuple[str, ...], rows: int = 2048) -> Tensor:
-    """Learned similarity (K,) of poses (K,) of the only case, in parts that fit into the cache."""
-    count = len(pose.log_scale)
-    case = torch.zeros(count, dtype=torch.int64, device=cases.device)
-    parts = zip(case.split(rows), *(value.split(rows) for value in pose), strict=True)
-    return torch.cat([cases.look(first, Pose(*part), levels=levels).score for first, *part in parts])
+def look_at(cases: PairCases, pose: Pose) -> Tensor:
+    """Learned similarity (K,) of poses (K,) of the only case."""
+    only = torch.zeros(1, dtype=torch.int64, device=cases.device)
+    return cases.look(only, Pose(*(value[None] for value in pose)), information=False).score[0]
 
 
 def spread(count: int, degrees: float, generator: torch.Generator) -> Tensor:
@@ -31,11 +29,9 @@ def spread(count: int, degrees: float, generator: torch.Generator) -> Tensor:
     if share < LEAST_SHARE:  # too few to draw among all; small turns are spread as vectors in a ball
         vector = torch.nn.functional.normalize(torch.randn(count - 1, 3, generator=generator), dim=1)
         drawn = from_vector(vector * angle * torch.rand(count - 1, 1, generator=generator) ** (1 / 3))
-    else:
-        drawn = torch.randn(int(3 * count / share) + 50, 4, generator=generator)
-        drawn = torch.nn.functional.normalize(drawn, dim=1)
-        drawn = drawn[drawn[:, 0].abs() >= math.cos(angle / 2)][: count - 1]
-    return torch.cat([torch.tensor([[1.0, 0.0, 0.0, 0.0]]), drawn])
+        return torch.cat([torch.tensor([[1.0, 0.0, 0.0, 0.0]]), drawn])
+    first = torch.nn.functional.normalize(torch.randn(4, generator=generator), dim=0)
+    return spread_turns(count, degrees, first).float()
 
 
 def propose(
@@ -53,7 +49,7 @@ def propose(
     parts = torch.cartesian_prod(torch.arange(len(turn)), torch.arange(len(shifts)), torch.arange(len(scales)))
     first, second, third = parts.to(cases.device).T
     pose = Pose(turn[first], log_scale[third], cases.middle_mm[0] + shifts[second])
-    score = look_at(cases, pose, levels=("coarse",))
+    score = look_at(cases, pose)
     return Pose(*(value[distinct(pose, score, keep)] for value in pose))
 
 

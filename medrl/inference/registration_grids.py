@@ -69,6 +69,7 @@ class GridPair:
             self.spacing_mm *= (least / MOST_SAMPLES) ** (1 / 3)
             views = [_view(image, self.spacing_mm) for image in (fixed, moving)]
         self.swapped = int(views[1].body.sum()) < int(views[0].body.sum())
+        self.fixed_centre = views[0].points(self.spacing_mm).mean(0)
         self.sampled, self.other = reversed(views) if self.swapped else views
         beyond = int(BEYOND_MM / self.spacing_mm / MULTIPLE + 1) * MULTIPLE
         self._padded = pad(self.other.grey, (beyond,) * 6)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from medrl.geometry.quaternions import from_matrix, from_vector, multiply, to_matrix
+from medrl.geometry.quaternions import from_matrix, from_vector, multiply, spread_turns, to_matrix
 
 
 @pytest.fixture
@@ -60,3 +60,24 @@ def test_the_gradient_at_nothing_is_half():
     vector = torch.zeros(1, 3, requires_grad=True)
     from_vector(vector)[0, 1:].sum().backward()
     assert vector.grad.tolist() == [[0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("degrees", [45.0, 110.0, 180.0])
+def test_turns_fill_the_ball_evenly(degrees, turned, torch_generator):
+    first = torch.nn.functional.normalize(torch.randn(4, generator=torch_generator), dim=0) if turned else None
+    turns = spread_turns(150, degrees, first)
+    assert turns.shape == (150, 4)
+    assert turns[0].tolist() == [1, 0, 0, 0]
+    torch.testing.assert_close(turns.norm(dim=1), torch.ones(150, dtype=torch.float64))
+    angles = 2 * turns[:, 0].abs().clamp(max=1).acos().rad2deg()
+    assert float(angles.max()) <= degrees + 1e-9
+    apart = 2 * (turns @ turns.T).abs().clamp(max=1).acos().rad2deg() + 360 * torch.eye(150)
+    share = (math.radians(degrees) - math.sin(math.radians(degrees))) / math.pi
+    assert float(apart.amin(1).median()) > 0.5 * 40 * share ** (1 / 3)  # 150 even ones of all lie 40 degrees apart
+
+
+def test_a_turned_pattern_has_other_turns():
+    first = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    shared = (spread_turns(50, 120.0)[1:] @ spread_turns(50, 120.0, first)[1:].T).abs() > 0.9999
+    assert shared.sum() < 5

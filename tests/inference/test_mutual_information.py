@@ -10,12 +10,11 @@ from monai.data import MetaTensor
 from medrl.data.misalignment import body_lattice, image_centre, registration_error_mm, regrid
 from medrl.data.pair_phantoms import pair_phantom
 from medrl.geometry.similarity import compose
-from medrl.geometry.transforms import from_parameters, rotation_vector
+from medrl.geometry.transforms import from_parameters
 from medrl.inference.mutual_information import (
     multi_start,
     polish,
     register_mutual_information,
-    spread_rotations,
 )
 from medrl.types import InputError
 
@@ -125,16 +124,3 @@ def test_nothing_global_changes(pair):
     second = polish(pair[0], pair[1], torch.eye(4))
     assert torch.allclose(first[0], second[0], rtol=0, atol=1e-9)
     assert SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
-
-
-@pytest.mark.parametrize("angle_deg", [45.0, 110.0, 180.0])
-def test_spread_rotations_fill_the_ball_evenly(angle_deg):
-    turns = spread_rotations(150, angle_deg)
-    assert turns.shape == (150, 3, 3)
-    assert torch.equal(turns[0], torch.eye(3, dtype=torch.float64))
-    assert torch.allclose(turns @ turns.mT, torch.eye(3, dtype=torch.float64).expand(150, 3, 3), atol=1e-12)
-    angles = rotation_vector(turns).norm(dim=1).rad2deg()
-    assert float(angles.max()) <= angle_deg + 1e-9
-    apart = rotation_vector(turns[:, None] @ turns[None].mT).norm(dim=-1).rad2deg() + 360 * torch.eye(150)
-    share = (np.radians(angle_deg) - np.sin(np.radians(angle_deg))) / np.pi
-    assert float(apart.amin(1).median()) > 0.5 * 40 * share ** (1 / 3)  # 150 even ones of all lie 40 degrees apart

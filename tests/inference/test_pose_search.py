@@ -1,4 +1,4 @@
-"""Proposals, climbing and refinement find a known pose on synthetic features, step by step."""
+"""Proposals and climbing find a known pose on synthetic features, step by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from medrl.geometry.poses import Nudges, Pose, nudged
 from medrl.geometry.quaternions import from_vector
 from medrl.inference.climbing import climb, sized_nudges
 from medrl.inference.pose_proposals import distinct, look_at, propose, spread
-from medrl.inference.refinement import refine
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 
@@ -34,7 +33,7 @@ def displaced(cases, vector, growth, shift_mm):
     return nudged(cases.truth, change)
 
 
-def test_proposals_climbed_and_refined_find_the_pose(cases):
+def test_climbed_proposals_find_the_pose(cases):
     drawn = torch.Generator().manual_seed(0)
     assert degrees_of(cases.truth.quaternion) > 40
     pose = propose(cases, drawn, orientations=120, degrees=120.0, keep=6, scales=(0.9, 1.1))
@@ -50,8 +49,6 @@ def test_proposals_climbed_and_refined_find_the_pose(cases):
     torch.testing.assert_close(reached, look_at(cases, climbed, levels=("coarse",)))
     best = Pose(*(value[reached.argmax()][None] for value in climbed))
     assert float(cases.error_mm(ZERO, best)) < 5
-    refined, _ = refine(cases, 0, best, scaled=True, information=2.0)
-    assert float(cases.error_mm(ZERO, refined)) < 1.0
 
 
 def test_orientations_are_spread_evenly():
@@ -111,30 +108,3 @@ def test_a_rigid_climb_keeps_the_size(cases):
     sizes_mm = (8.0, 4.0)
     pose, _ = climb(lambda p: look_at(cases, p, levels=("coarse",)), start, sizes_mm=sizes_mm, scaled=False, budget=12)
     assert torch.equal(pose.log_scale, start.log_scale)
-
-
-@pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("tie", [0.0, 0.05])
-def test_refinement_never_ends_lower(cases, number, tie):
-    drawn = torch.randn(7, generator=torch.Generator().manual_seed(number)).tolist()
-    start = displaced(cases, [0.1 * x for x in drawn[:3]], 0.05 * drawn[3], [6 * x for x in drawn[4:]])
-
-    def objective(pose):
-        seen = cases.look(ZERO, pose)
-        return float((seen.score + 10 * seen.information).detach())
-
-    pose, value = refine(cases, 0, start, scaled=True, information=10.0, tie=tie, iterations=8)
-    assert value >= objective(start) - 1e-3
-    assert objective(pose) >= value - 1e-3  # the tie costs
-    assert not any(part.requires_grad for part in pose)
-
-
-def test_refinement_keeps_its_limits(cases):
-    start = displaced(cases, (0.1, 0.0, 0.0), 0.05, (9.0, 0.0, 0.0))
-    pose, _ = refine(cases, 0, start, scaled=False, information=5.0, limit_mm=2.0)
-    assert torch.equal(pose.log_scale, start.log_scale)
-    assert (pose.translation_mm - start.translation_mm).abs().max() <= 2.001
-    turn = 2 * (pose.quaternion * start.quaternion).sum().abs().clamp(max=1).acos()
-    assert float(turn) <= 2.0 / 40 * math.sqrt(3) + 1e-4
-    at_truth, _ = refine(cases, 0, cases.truth, scaled=True, information=5.0)
-    assert float(cases.error_mm(ZERO, at_truth)) < 1.0

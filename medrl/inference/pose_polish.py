@@ -1,0 +1,89 @@
+"""The polish of a registration: all ends of agent and search climb the mutual information, and the best one wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medrl.inference.mutual_information import NO_OVERLAP, End, ascend
+from medrl.inference.registration_grids import GridPair
+from medrl.types import InputError
+
+KEEP = (16, 3)  # most poses that climb on the grids of 12 and 8 mm; one climbs on that of 4 mm
+MAYBE, SURELY = 0.01, 0.15  # nats gained at 8 mm by another size: worth a look at 4 mm, and beyond doubt
+AGREE_MM = 6.0  # two ends closer than this are one answer
+
+
+class Polished(NamedTuple):
+    """Where the winning end came to rest."""
+
+    matrix: Tensor  # (4, 4) RAS moving_from_fixed, float64
+    start: int  # number of the end it came from
+    information: float  # mutual information, nats
+    lead: float  # over that of the best other answer, at 8 mm
+
+
+def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_information: float) -> Polished:
+    """Polish poses (K, 4, 4), RAS moving_from_fixed, coarse to fine.
+
+    Each climbs as a rigid transform and, unless ``scaled`` is False, with the size it has, which then becomes free.
+    With "auto" another size is believed only if the mutual information exceeds that of the best rigid transform by
+    ``least_information`` nats: it may always gain a little.
+
+    Raises:
+        InputError: no pose lays one image on the other.
+    """
+    rigid, resized = [], []
+    if scaled is not True:
+        rigid = _known(ascend(pair, _turned(pair, rigid_parts(starts, pair.fixed_centre)), keep=KEEP, scaled=False))
+    if scaled is not False:
+        resized = _known(ascend(pair, _turned(pair, starts), keep=KEEP, scaled=True, sizes_kept=True))
+        if rigid:
+            freed = ascend(pair, [rigid[0].pose], keep=(1,), scaled=True, first=1)
+            resized = sorted([*resized, *_known(freed, rigid)], key=lambda end: -end.information)
+    if not rigid and not resized:
+        raise InputError(NO_OVERLAP)
+    gain = _best(resized) - _best(rigid)
+    answers = []
+    if rigid and gain < SURELY:
+        answers.append(_finish(pair, rigid, scaled=False))
+    if resized and gain > MAYBE:
+        answers.append(_finish(pair, resized, scaled=True))
+    if len(answers) == 2 and answers[1].information <= answers[0].information + least_information:
+        answers.pop()
+    return answers[-1]
+
+
+def rigid_parts(matrices: Tensor, centre: Tensor) -> Tensor:
+    """The rotations of similarities (K, 4, 4), shifted so that the centre (3,) goes where it went."""
+    rigid = matrices.clone()
+    size = torch.linalg.det(matrices[:, :3, :3]).abs() ** (1 / 3)
+    rigid[:, :3, :3] = matrices[:, :3, :3] / size[:, None, None]
+    rigid[:, :3, 3] = (matrices[:, :3, :3] - rigid[:, :3, :3]) @ centre + matrices[:, :3, 3]
+    return rigid
+
+
+def _turned(pair: GridPair, matrices: Tensor) -> list[Tensor]:
+    return [pair.turn(matrix) for matrix in matrices]
+
+
+def _known(ends: Sequence[End], origins: Sequence[End] | None = None) -> list[End]:
+    """Ends that lie on both images; ``origins`` are the ends that they came from, if not the starts."""
+    kept = [end for end in ends if end.information > -math.inf]
+    return kept if origins is None else [end._replace(start=origins[end.start].start) for end in kept]
+
+
+def _best(ends: Sequence[End]) -> float:
+    return ends[0].information if ends else -math.inf
+
+
+def _finish(pair: GridPair, ends: Sequence[End], *, scaled: bool) -> Polished:
+    """Let the best end climb on the finest grid."""
+    best = ends[0]
+    last = (_known(ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2), ends) or [best])[0]
+    others = [end.information for end in ends[1:] if pair.distance_mm(end.pose, best.pose) > AGREE_MM]
+    return Polished(pair.turn(last.pose), best.start, last.information, best.information - max(others, default=0.0))
