@@ -73,9 +73,8 @@ def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> l
     network = PairNetworks(coarse=settings["coarse"], policy=PolicyNet(**settings["policy"]))
     policy = load_weights(network, arguments.bundle / "models" / "model.pt", "cpu").float().policy
     features = FeatureFolds(
-        read_image_pairs(arguments.data), folder=arguments.features, folds=6,
-        options={"coarse": settings["coarse"]}, fold=_folds(arguments.features),
-    )  # fmt: skip
+        read_image_pairs(arguments.data), folder=arguments.features, folds=6, options={"coarse": settings["coarse"]}
+    )
     inferer = RegistrationInferer(mode=arguments.mode, polish=arguments.polish, **settings["inference"])
     rows: list[dict[str, Any]] = []
     kinds = {pair.name: "/".join("CT" if is_ct(x) else "MR" for x in pair[2:4]) for pair in features.pairs}
@@ -88,8 +87,8 @@ def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> l
         for answer, error_mm, about in found:
             rows.append(
                 {
-                    **about, "back": about["back"].tolist(), "error_mm": error_mm, "fold": fold, "kind": kinds[about["pair"]],
-                    "evidence": answer.evidence, "scale": answer.scale,
+                    **about, "back": about["back"].tolist(), "error_mm": error_mm, "fold": fold,
+                    "kind": kinds[about["pair"]], "evidence": answer.evidence, "scale": answer.scale,
                 }
             )  # fmt: skip
         arguments.output.write_text(json.dumps(rows))
@@ -125,12 +124,6 @@ def show(rows: list[dict[str, Any]], success_mm: float) -> None:
     for limit_mm in (success_mm, 15.0, OTHER_OPTIMUM_MM):
         area = area_under_curve(confidence, [row["error_mm"] < limit_mm for row in rows])
         logger.info("confidence against errors above %g mm: area under the curve %.3f", limit_mm, area)
-
-
-def _folds(folder: Path) -> dict[str, int] | None:
-    """The fold of every subject, where the features have a file that says so."""
-    path = folder / "folds.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Pairs of images as an agent sees them: feature points of the fixed image, feature volumes of the moving one."""
+"""Pairs of images as an agent sees them: points of the fixed image, features and grey values of the moving one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from medrl.geometry.feature_tables import FeatureTable
 from medrl.geometry.mind import describe
-from medrl.geometry.poses import Pose, distance_mm, from_matrices, transform
+from medrl.geometry.poses import Pose, distance_mm, from_matrices, transform_all
 from medrl.types import InputError
 
 BINS = 16  # of a joint histogram, along each axis
 CACHED = 30_000  # points that are looked at together on a CPU
-LEVELS_MM = {"coarse": 8.0, "fine": 4.0}
+COARSE_MM, FINE_MM = 8.0, 4.0  # grids of the features, and of the grey values
 
 
 class Points(NamedTuple):
-    """P places of a fixed image, in its frame, and what is there."""
+    """P places of a fixed image, in its frame, and the learned features there."""
 
     place_mm: Tensor  # (P, 3)
     feature: Tensor  # (P, C)
@@ -31,16 +31,15 @@ class Pair:
     """One pair: frames are mm, the fixed one from the middle of the body, the moving one from its grid's middle."""
 
     name: str
-    coarse: Points  # 8 mm
-    fine: Points  # 4 mm
-    grey: Tensor  # (P,) of the fixed image at the fine points, in [0, 1]
-    moving_coarse: Tensor  # (C, X, Y, Z)
-    moving_fine: Tensor  # (C', X, Y, Z)
-    moving_grey: Tensor  # (X, Y, Z), in [0, 1]
+    coarse: Points  # on the grid of 8 mm
+    fine_mm: Tensor  # (Q, 3) places on the grid of 4 mm, in the fixed frame
+    grey: Tensor  # (Q,) of the fixed image there, in [0, 1]
+    moving_coarse: Tensor  # (C, X, Y, Z) features at 8 mm
+    moving_grey: Tensor  # (X', Y', Z') at 4 mm, in [0, 1]
     moving_from_fixed: Tensor | None  # (4, 4) the truth in these frames, if known
     lattice_mm: Tensor  # (L, 3) places of the body at which the error counts, in the fixed frame
     middle_mm: Tensor  # (3,) of the moving body
-    mind: Tensor | None = None  # (P, 6) of the fixed image at the fine points, for `self_similarity`
+    mind: Tensor | None = None  # (Q, 6) of the fixed image at the fine places, for `self_similarity`
     fixed_from_ras: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))  # (4, 4), to the frames
     moving_from_ras: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
 
@@ -50,44 +49,41 @@ class Pair:
 
 
 class Seen(NamedTuple):
-    """What B poses look like."""
+    """What B poses, or K poses of each of B rows, look like."""
 
-    product: Tensor  # (B, P) products of coarse features, place by place
-    inside: Tensor  # (B,) share of the fine points inside the moving grid
-    score: Tensor  # (B,) learned similarity: the log-likelihood of a pose but for a constant
-    information: Tensor  # (B,) mutual information of the grey values, in nats
+    product: Tensor  # (B, P) or (B, K, P) products of features, place by place
+    score: Tensor  # (B,) or (B, K) learned similarity: the log-likelihood of a pose but for a constant
+    inside: Tensor  # (B,) or (B, K) share of the fine places inside the moving grid
+    information: Tensor  # (B,) or (B, K) mutual information of the grey values, in nats
 
 
 class PairCases:
     """N pairs on one device, all with the same numbers of points.
 
-    ``scale`` (2,) are the log-likelihoods of a unit of mean product, coarse and fine.
+    ``scale`` () is the log-likelihood of a unit of mean product.
     """
 
-    def __init__(self, pairs: Sequence[Pair], *, scale: Tensor) -> None:
+    def __init__(self, pairs: Sequence[Pair], *, scale: Tensor | float) -> None:
+        device = pairs[0].lattice_mm.device
         self.names = tuple(pair.name for pair in pairs)
-        self.points = {
-            level: Points(*(torch.stack(part) for part in zip(*(getattr(p, level) for p in pairs), strict=True)))
-            for level in LEVELS_MM
-        }
-        self.grey = _hat(torch.stack([pair.grey for pair in pairs]))  # (N, P, BINS)
+        self.coarse = Points(*(torch.stack(part) for part in zip(*(pair.coarse for pair in pairs), strict=True)))
+        self.fine_mm = torch.stack([pair.fine_mm for pair in pairs])
+        self.grey = _hat(torch.stack([pair.grey for pair in pairs])).mT.contiguous()  # (N, Q, BINS)
         self.table = {
-            "coarse": FeatureTable([pair.moving_coarse for pair in pairs], LEVELS_MM["coarse"]),
-            "fine": FeatureTable(
-                [torch.cat([pair.moving_fine, pair.moving_grey[None]]) for pair in pairs], LEVELS_MM["fine"]
-            ),
+            "coarse": FeatureTable([pair.moving_coarse for pair in pairs], COARSE_MM),
+            "grey": FeatureTable([pair.moving_grey[None] for pair in pairs], FINE_MM),
         }
         self.mind: Tensor | None = None
         minds = [pair.mind for pair in pairs if pair.mind is not None]
         if len(minds) == len(pairs):
             self.mind = torch.stack(minds)
-            self.table["mind"] = FeatureTable([describe(pair.moving_grey) for pair in pairs], LEVELS_MM["fine"])
+            self.table["mind"] = FeatureTable([describe(pair.moving_grey) for pair in pairs], FINE_MM)
         matrices = [torch.eye(4) if p.moving_from_fixed is None else p.moving_from_fixed.float() for p in pairs]
-        self.truth: Pose = from_matrices(torch.stack(matrices).to(pairs[0].lattice_mm.device))
-        self.known = torch.tensor([p.moving_from_fixed is not None for p in pairs], device=pairs[0].lattice_mm.device)
+        self.truth: Pose = from_matrices(torch.stack(matrices).to(device))
+        self.known = torch.tensor([p.moving_from_fixed is not None for p in pairs], device=device)
         self.lattice_mm = torch.stack([pair.lattice_mm for pair in pairs])
         self.middle_mm = torch.stack([pair.middle_mm for pair in pairs])
-        self.scale = scale.float()
+        self.scale = torch.as_tensor(scale, dtype=torch.float32)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,9 +95,9 @@ class PairCases:
 
     def to(self, device: torch.device | str) -> PairCases:
         """Move to a device; returns self."""
-        self.points = {level: Points(*(x.to(device) for x in p)) for level, p in self.points.items()}
-        self.truth = Pose(*(x.to(device) for x in self.truth))
-        for name in ("known", "grey", "lattice_mm", "middle_mm", "scale"):
+        self.coarse = Points(*(value.to(device) for value in self.coarse))
+        self.truth = Pose(*(value.to(device) for value in self.truth))
+        for name in ("known", "fine_mm", "grey", "lattice_mm", "middle_mm", "scale"):
             setattr(self, name, getattr(self, name).to(device))
         self.mind = None if self.mind is None else self.mind.to(device)
         for table in self.table.values():
@@ -116,36 +112,24 @@ class PairCases:
         known = self.known[case].reshape(-1, *[1] * (distance.ndim - 1))
         return torch.where(known, distance, torch.nan)
 
-    def look(self, case: Tensor, pose: Pose, *, levels: Sequence[str] = tuple(LEVELS_MM)) -> Seen:
-        """Look at poses (B,) of the cases (B,).
+    def look(self, case: Tensor, pose: Pose, *, information: bool = True) -> Seen:
+        """Look at poses (B,) or (B, K) of the cases (B,).
 
-        Without the level "fine" the mutual information and the share inside are 0 and the score is the coarse one's.
+        Without ``information`` the grey values are not looked at; it and the share inside are 0 then.
         """
-        case = case.long()
-        rows = max(1, CACHED // sum(self.points[level].place_mm.shape[1] for level in levels))
-        if len(case) > rows and self.device.type == "cpu":  # what does not fit into the cache takes many times longer
-            parts = zip(case.split(rows), *(value.split(rows) for value in pose), strict=True)
-            seen = [self.look(first, Pose(*part), levels=levels) for first, *part in parts]
-            return Seen(*(torch.cat(values) for values in zip(*seen, strict=True)))
-        score = torch.zeros(len(case), device=self.device)
-        inside = information = score
-        product = score[:, None]
-        for number, level in enumerate(LEVELS_MM):
-            if level not in levels:
-                continue
-            place, feature = (part[case] for part in self.points[level])
-            value, within = self.table[level].sample(case, transform(pose, place))
-            own = (value[..., : feature.shape[-1]] * feature).sum(-1)
-            score = score + own.mean(-1) * self.scale[number]
-            if level == "coarse":
-                product = own
-            else:
-                inside = within.float().mean(-1)
-                information = _information(self.grey[case], value[..., -1], within)
-        return Seen(product, inside, score, information)
+        (product,) = self._by_parts(self._products, case, pose, self.coarse.place_mm.shape[1])
+        score = product.mean(-1) * self.scale
+        inside = shared = torch.zeros_like(score)
+        if information:
+            inside, shared = self.information(case, pose)
+        return Seen(product, score, inside, shared)
+
+    def information(self, case: Tensor, pose: Pose) -> tuple[Tensor, Tensor]:
+        """Share of the fine places inside the moving grid, and mutual information there, as `look` has them."""
+        return self._by_parts(self._shared, case, pose, self.fine_mm.shape[1])
 
     def self_similarity(self, case: Tensor, pose: Pose) -> Tensor:
-        """Minus the mean squared difference (B,) of MIND at the fine points; beyond the moving grid descriptors are 0.
+        """Minus the mean squared difference (B,) or (B, K) of MIND at the fine places; 0 beyond the moving grid.
 
         The descriptors are those of both grids as they lie: they compare what is turned by some 20 degrees at most.
 
@@ -154,9 +138,7 @@ class PairCases:
         """
         if self.mind is None:
             raise InputError("the pairs have no MIND descriptors; expected pair_of(..., mind=True)")
-        case = case.long()
-        value, _ = self.table["mind"].sample(case, transform(pose, self.points["fine"].place_mm[case]))
-        return -(value - self.mind[case]).square().mean((-2, -1))
+        return self._by_parts(self._alike, case, pose, self.fine_mm.shape[1])[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: pairs are drawn from a seed and never replaced."""
@@ -165,16 +147,59 @@ class PairCases:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Undo ``state_dict``."""
 
+    def _products(self, case: Tensor, pose: Pose) -> tuple[Tensor]:
+        place, feature = (part[case] for part in self.coarse)
+        value, _ = self.table["coarse"].sample(case, transform_all(pose, place))
+        product = value * feature[:, None]
+        return (product @ product.new_ones(product.shape[-1]),)  # a sum over so few channels would be slower
 
-def _hat(grey: Tensor) -> Tensor:
-    """Shares (..., BINS) of values in [0, 1] in the two nearest bins."""
-    place = grey.clamp(0, 1)[..., None] * (BINS - 1)
-    return (1 - (place - torch.arange(BINS, device=grey.device)).abs()).clamp(min=0)
+    def _shared(self, case: Tensor, pose: Pose) -> tuple[Tensor, Tensor]:
+        value, inside = self.table["grey"].sample(case, transform_all(pose, self.fine_mm[case]))
+        return inside.float().mean(-1), _information(self.grey[case], value[..., 0], inside)
+
+    def _alike(self, case: Tensor, pose: Pose) -> tuple[Tensor]:
+        value, _ = self.table["mind"].sample(case, transform_all(pose, self.fine_mm[case]))
+        return (-(value - self.mind[case][:, None]).square().mean((-2, -1)),)
+
+    def _by_parts(
+        self, function: Callable[[Tensor, Pose], tuple[Tensor, ...]], case: Tensor, pose: Pose, points: int
+    ) -> tuple[Tensor, ...]:
+        """What a function of poses (B, K) says of poses (B,) or (B, K).
+
+        A few poses at a time on a CPU: what does not fit into its cache takes many times longer.
+        """
+        case = case.long()
+        if pose.log_scale.ndim == 1:
+            pose = Pose(*(value[:, None] for value in pose))
+            return tuple(value[:, 0] for value in self._by_parts(function, case, pose, points))
+        count, each = pose.log_scale.shape
+        together = max(1, CACHED // points)
+        if count * each <= together or self.device.type != "cpu":
+            return function(case, pose)
+        found = []
+        rows = max(1, together // each)
+        for some, *row in zip(case.split(rows), *(value.split(rows) for value in pose), strict=True):
+            parts = zip(*(value.split(together, 1) for value in row), strict=True)
+            seen = [function(some, Pose(*part)) for part in parts]
+            found.append([torch.cat(values, 1) for values in zip(*seen, strict=True)])
+        return tuple(torch.cat(values) for values in zip(*found, strict=True))
+
+
+def _hat(grey: Tensor, inside: Tensor | None = None) -> Tensor:
+    """Shares (..., BINS, P) of values (..., P) in [0, 1] in the two nearest bins; none of those that are not inside."""
+    place = grey.clamp(0, 1) * (BINS - 1)
+    if inside is not None:
+        place = place.masked_fill(~inside, -1.0)
+    away = place[..., None, :] - torch.arange(BINS, device=grey.device)[:, None]
+    return (1 - away.abs_()).relu_()
 
 
 def _information(fixed: Tensor, moving: Tensor, inside: Tensor) -> Tensor:
-    """Mutual information (B,) in nats of the points inside, from a joint histogram with linear shares."""
-    joint = fixed.transpose(1, 2) @ (_hat(moving) * inside[..., None])  # (B, BINS, BINS)
-    joint = joint / joint.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    apart = joint.sum(1, keepdim=True) * joint.sum(2, keepdim=True)
-    return (joint * ((joint + 1e-9).log() - (apart + 1e-9).log())).sum((1, 2))
+    """Mutual information (B, K) in nats of the points inside, from joint histograms with linear shares.
+
+    ``fixed`` (B, P, BINS) are the shares of the fixed image, ``moving`` (B, K, P) the values of the other one.
+    """
+    joint = (_hat(moving, inside).flatten(1, 2) @ fixed).unflatten(1, (-1, BINS))  # (B, K, BINS, BINS)
+    joint = joint / joint.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    apart = joint.sum(2, keepdim=True) * joint.sum(3, keepdim=True)
+    return (joint * ((joint + 1e-9).log() - (apart + 1e-9).log())).sum((2, 3))

@@ -43,6 +43,7 @@ class End(NamedTuple):
 
 STAGES = (Stage(3, 16, 60, 4.0, 0.1), Stage(2, 24, 40, 2.0, 0.1), Stage(1, 32, 20, 1.0, 0.05))
 CLIMBS = (40, 8, 3)  # most poses that climb on each grid
+SIZE_STEPS = ((0.05, 0.1), (0.025,), (0.012,))  # relative changes of size that are tried in turn
 LAST = Stage(1, 32, 15, 1.0, 0.05)
 NO_OVERLAP = "fixed and moving: no start lays one on the other; expected images of the same body part"
 
@@ -130,7 +131,7 @@ def ascend(
     """
     ends = [End(pose, 0.0, number) for number, pose in enumerate(poses)]
     if len(poses) > keep[0]:
-        ends = [end._replace(information=_evaluate(pair, end.pose, STAGES[first])) for end in ends]
+        ends = [end._replace(information=information_at(pair, end.pose, STAGES[first])) for end in ends]
     for number, (stage, count) in enumerate(zip(STAGES[first:], keep, strict=False)):
         kept: list[End] = []
         for end in sorted(ends, key=lambda end: -end.information):
@@ -140,6 +141,33 @@ def ascend(
         kept_size = sizes_kept and number == 0
         ends = [End(*_climb(pair, end.pose, stage, scaled, kept_size=kept_size), end.start) for end in kept]
     return sorted(ends, key=lambda end: -end.information)
+
+
+def ascend_resized(pair: GridPair, poses: Sequence[Tensor], stage: Stage) -> list[End]:
+    """Let similarities climb, sizes too, on one grid; where they end, best first.
+
+    The size is searched along a line, between climbs that keep it, and only then set free: the gradient by the size is
+    so steep that an ascent with it alone ends in another body's size.
+    """
+    ends = []
+    for number, pose in enumerate(poses):
+        best = _climb(pair, pose, stage, True, kept_size=True)
+        for steps in SIZE_STEPS:
+            sizes = [resized(pair, best[0], 1 + sign * step) for step in steps for sign in (-1, 1)]
+            trial = max(sizes, key=lambda size: information_at(pair, size, stage))
+            if information_at(pair, trial, stage) > best[1]:
+                best = max(best, _climb(pair, trial, stage, True, kept_size=True), key=lambda end: end[1])
+        best = max(best, _climb(pair, best[0], stage, True), key=lambda end: end[1])
+        ends.append(End(*best, number))
+    return sorted(ends, key=lambda end: -end.information)
+
+
+def resized(pair: GridPair, pose: Tensor, factor: float) -> Tensor:
+    """A pose (4, 4) with another size, the centre of the sampled body where it was."""
+    matrix = pose.clone()
+    matrix[:3, :3] = factor * pose[:3, :3]
+    matrix[:3, 3] = pose[:3, :3] @ pair.centre + pose[:3, 3] - matrix[:3, :3] @ pair.centre
+    return matrix
 
 
 def _best(pair: GridPair, ends: Sequence[End]) -> tuple[Tensor, float]:
@@ -162,7 +190,7 @@ def _method(pair: GridPair, stage: Stage) -> Any:
     return method
 
 
-def _evaluate(pair: GridPair, pose: Tensor, stage: Stage) -> float:
+def information_at(pair: GridPair, pose: Tensor, stage: Stage) -> float:
     """Mutual information of a pose."""
     method = _method(pair, stage)
     method.MetricUseMovingImageGradientFilterOff()  # no gradient is needed

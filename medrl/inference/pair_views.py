@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from medrl.data.pair_cases import LEVELS_MM, Pair, Points
+from medrl.data.pair_cases import COARSE_MM, FINE_MM, Pair, Points
 from medrl.data.pair_images import SPACING_MM, PairImage, body_grid, channels, grey
 from medrl.geometry.mind import describe
 from medrl.networks.features import FeaturePair, PairNetworks
@@ -48,30 +48,21 @@ def pair_of(
     The fixed frame is that of the fixed view, but its origin is the middle of the body.  With ``mind`` the pair can be
     judged by self-similarity, too.
     """
-    parts, middle = {}, middle_of(fixed)
-    for level, count in zip(LEVELS_MM, counts, strict=True):
-        index = _pick(fixed.tissue, round(LEVELS_MM[level] / SPACING_MM), count, generator)
-        stride = round(LEVELS_MM[level] / SPACING_MM)
-        shape = [side // stride for side in fixed.tissue.shape]
-        place = (_unravel(index, shape) - (torch.tensor(shape, device=index.device) - 1) / 2) * LEVELS_MM[level]
-        vectors = torch.zeros(len(index), 1, device=index.device)  # the grey values alone are looked at
-        if level == "coarse":
-            vectors = fixed.coarse.flatten(1)[:, index].T
-        parts[level] = Points(place - middle, vectors)
-    # index is that of the fine points from here on
-    grey_values = fixed.grey.flatten()[index]
+    middle = middle_of(fixed)
+    index, coarse_mm = _pick(fixed.tissue, COARSE_MM, counts[0], generator)
+    coarse = Points(coarse_mm - middle, fixed.coarse.flatten(1)[:, index].T)
+    index, fine_mm = _pick(fixed.tissue, FINE_MM, counts[1], generator)
     descriptors = describe(fixed.grey).flatten(1)[:, index].T if mind else None
     fixed_from_ras = fixed.grid_from_ras.clone()
     fixed_from_ras[:3, 3] -= middle.double().cpu()
     truth = None
     if ras_truth is not None:
         truth = (moving.grid_from_ras @ ras_truth @ torch.linalg.inv(fixed_from_ras)).float()
-    lattice = parts["coarse"].place_mm[:64]
+    lattice = coarse.place_mm[:64]
     if lattice_ras is not None:
         lattice = (lattice_ras @ fixed_from_ras[:3, :3].T + fixed_from_ras[:3, 3]).float()
-    fine = torch.zeros(1, *moving.grey.shape, device=middle.device)
     return Pair(
-        name, parts["coarse"], parts["fine"], grey_values, moving.coarse, fine, moving.grey, truth, lattice,
+        name, coarse, fine_mm - middle, fixed.grey.flatten()[index], moving.coarse, moving.grey, truth, lattice,
         middle_of(moving), descriptors, fixed_from_ras, moving.grid_from_ras,
     )  # fmt: skip
 
@@ -98,13 +89,17 @@ def _features(pair: FeaturePair, image: Tensor, ct: bool) -> Tensor:
         return pair(image, "ct" if ct else "mr")[0].float()
 
 
-def _pick(tissue: Tensor, stride: int, count: int, generator: torch.Generator) -> Tensor:
-    """Indices (count,) of places in or near the body, without order; some twice where there are not enough."""
+def _pick(tissue: Tensor, grid_mm: float, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices (count,) of voxels of a grid in or near the body, and their places (count, 3) in mm.
+
+    Without order; some twice where there are not enough.
+    """
+    stride = round(grid_mm / SPACING_MM)
     near = (avg_pool3d(tissue[None, None].float(), NEAR_BODY, 1, NEAR_BODY // 2) > 0.01).float()
-    places = (avg_pool3d(near, stride)[0, 0] > 0.3).flatten().nonzero()[:, 0]
-    order = torch.randperm(len(places), generator=generator).to(places.device)
-    return places[order.repeat(-(-count // max(1, len(places))))[:count]]
-
-
-def _unravel(index: Tensor, shape: list[int]) -> Tensor:
-    return torch.stack([index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]], -1).float()
+    share = avg_pool3d(near, stride)[0, 0]
+    found = (share > 0.3).flatten().nonzero()[:, 0]
+    order = torch.randperm(len(found), generator=generator).to(found.device)
+    index = found[order.repeat(-(-count // max(1, len(found))))[:count]]
+    shape = torch.tensor(share.shape, device=index.device)
+    voxel = torch.stack([index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]], -1).float()
+    return index, (voxel - (shape - 1) / 2) * grid_mm

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medrl.inference.mutual_information import NO_OVERLAP, End, ascend
+from medrl.inference.mutual_information import NO_OVERLAP, STAGES, End, ascend, ascend_resized, information_at
 from medrl.inference.registration_grids import GridPair
 from medrl.types import InputError
 
-KEEP = (16, 3)  # most poses that climb on the grids of 12 and 8 mm; one climbs on that of 4 mm
+KEEP, KEEP_RESIZED = 3, 2  # poses of either kind that climb on at 8 mm; one climbs on at 4 mm
 MAYBE, SURELY = 0.01, 0.15  # nats gained at 8 mm by another size: worth a look at 4 mm, and beyond doubt
+ALIKE_MM = 2.0  # two poses closer than this need not climb both
 AGREE_MM = 6.0  # two ends closer than this are one answer
 
 
@@ -37,14 +38,16 @@ def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_informat
     Raises:
         InputError: no pose lays one image on the other.
     """
-    rigid, resized = [], []
+    rigid: list[End] = []
+    resized: list[End] = []
+    every = (len(starts),)
     if scaled is not True:
-        rigid = _known(ascend(pair, _turned(pair, rigid_parts(starts, pair.fixed_centre)), keep=KEEP, scaled=False))
+        far = _known(ascend(pair, _turned(pair, rigid_parts(starts, pair.fixed_centre)), keep=every, scaled=False))
+        rigid = _known(ascend(pair, [end.pose for end in far], keep=(KEEP,), scaled=False, first=1), far)
     if scaled is not False:
-        resized = _known(ascend(pair, _turned(pair, starts), keep=KEEP, scaled=True, sizes_kept=True))
-        if rigid:
-            freed = ascend(pair, [rigid[0].pose], keep=(1,), scaled=True, first=1)
-            resized = sorted([*resized, *_known(freed, rigid)], key=lambda end: -end.information)
+        far = _known(ascend(pair, _turned(pair, starts), keep=every, scaled=True, sizes_kept=True))
+        far = distinct(pair, far, KEEP_RESIZED) + rigid[:1]
+        resized = _known(ascend_resized(pair, [end.pose for end in far], STAGES[1]), far)
     if not rigid and not resized:
         raise InputError(NO_OVERLAP)
     gain = _best(resized) - _best(rigid)
@@ -71,6 +74,15 @@ def _turned(pair: GridPair, matrices: Tensor) -> list[Tensor]:
     return [pair.turn(matrix) for matrix in matrices]
 
 
+def distinct(pair: GridPair, ends: Sequence[End], count: int) -> list[End]:
+    """The best ends of which no two are alike."""
+    kept: list[End] = []
+    for end in ends:
+        if len(kept) < count and all(pair.distance_mm(end.pose, other.pose) > ALIKE_MM for other in kept):
+            kept.append(end)
+    return kept
+
+
 def _known(ends: Sequence[End], origins: Sequence[End] | None = None) -> list[End]:
     """Ends that lie on both images; ``origins`` are the ends that they came from, if not the starts."""
     kept = [end for end in ends if end.information > -math.inf]
@@ -84,6 +96,7 @@ def _best(ends: Sequence[End]) -> float:
 def _finish(pair: GridPair, ends: Sequence[End], *, scaled: bool) -> Polished:
     """Let the best end climb on the finest grid."""
     best = ends[0]
-    last = (_known(ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2), ends) or [best])[0]
+    start = End(best.pose, information_at(pair, best.pose, STAGES[2]), 0)
+    last = max(start, *ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2), key=lambda end: end.information)
     others = [end.information for end in ends[1:] if pair.distance_mm(end.pose, best.pose) > AGREE_MM]
     return Polished(pair.turn(last.pose), best.start, last.information, best.information - max(others, default=0.0))

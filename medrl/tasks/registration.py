@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medrl.data.pair_cases import PairCases, Seen
+from medrl.data.pair_cases import PairCases
 from medrl.geometry.poses import Pose, after_every, from_matrices, nudges
 from medrl.tasks.poses import PoseTask
 from medrl.types import Reward, where
@@ -68,7 +68,7 @@ class RegistrationTask(PoseTask):
         )  # fmt: skip
         self.starts, self.chance = starts, perturbed
         self.proposed = None if starts is None else Pose(*(v.to(cases.device) for v in from_matrices(starts)))
-        self.cell = _cells(cases.points["coarse"].place_mm)
+        self.cell = _cells(cases.coarse.place_mm)
         self.observation_space = gymnasium.spaces.Box(-FAR, FAR, (sum(self.layout.values()),), np.float32)
 
     @property
@@ -93,40 +93,34 @@ class RegistrationTask(PoseTask):
         """The state at the start of an episode from a pose (B,) of the cases (B,)."""
         count, device = len(case), case.device
         return RegistrationState(
-            case.to(torch.int16), *pose, self.cases.look(case, pose).score,
+            case.to(torch.int16), *pose, self.cases.look(case, pose, information=False).score,
             torch.full((count,), -1, dtype=torch.int16, device=device),
             torch.zeros(count, dtype=torch.int16, device=device),
             torch.zeros(count, dtype=torch.bool, device=device),
         )  # fmt: skip
 
-    def look_ahead(self, state: RegistrationState) -> tuple[Seen, Seen]:
-        """What the poses look like now (B,), and after every nudge (B * moves,)."""
-        after = after_every(state.pose, self.changes)
-        flat = Pose(*(value.flatten(0, 1) for value in after))
-        return (
-            self.cases.look(state.case, state.pose), self.cases.look(state.case.repeat_interleave(self.moves), flat)
-        )  # fmt: skip
-
     def observe(self, state: RegistrationState) -> Tensor:
         """(B, F) float32."""
-        now, then = self.look_ahead(state)
-        count = len(state.case)
-        none = torch.zeros(count, 1, device=self.cases.device)  # what stopping gains
-        score_gain = then.score.reshape(count, -1) - now.score[:, None]
-        information_gain = then.information.reshape(count, -1) - now.information[:, None]
+        after = after_every(state.pose, self.changes)
+        here = (value[:, None] for value in state.pose)
+        seen = self.cases.look(state.case, Pose(*(torch.cat(poses, 1) for poses in zip(here, after, strict=True))))
+        score, information, inside = seen.score[:, 0], seen.information[:, 0], seen.inside[:, 0]
+        none = torch.zeros_like(score)[:, None]  # what stopping gains
+        gains = torch.cat([
+            seen.score[:, 1:] - score[:, None], none, 20 * (seen.information[:, 1:] - information[:, None]), none
+        ], 1)  # fmt: skip
         clock = state.time.float() / self.max_steps
-        present = torch.stack([now.score, now.score - state.best, 5 * now.information, now.inside, clock], 1)
+        present = torch.stack([score, score - state.best, 5 * information, inside, clock], 1)
         cell = self.cell[state.case.long()]  # (B, P, CELLS^3)
-        products = (now.product[:, None] @ cell)[:, 0] * self.cases.scale[0]
+        products = (seen.product[:, :1] @ cell)[:, 0] * self.cases.scale
         actions = torch.arange(self.moves + 1, device=self.cases.device)
         last = (state.previous[:, None] == actions).float()
-        gains = torch.cat([score_gain, none, 20 * information_gain, none], 1)
         return torch.cat([torch.asinh(4 * gains), present, products, last], 1)
 
     def advance(self, state: RegistrationState, action: Tensor) -> RegistrationState:
         """Nudge, or stop."""
         new = super().advance(state, action)
-        best = torch.maximum(state.best, self.cases.look(new.case, new.pose).score)
+        best = torch.maximum(state.best, self.cases.look(new.case, new.pose, information=False).score)
         return new._replace(best=best, previous=action.to(torch.int16), time=state.time + 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,23 +59,28 @@ def fold_of(pairs: Sequence[ImagePair], folds: int) -> dict[str, int]:
     return dict.fromkeys(sorted(held), 0) | {name: first + n % (folds - first) for n, name in enumerate(rest)}
 
 
+def _kept_folds(path: Path, pairs: Sequence[ImagePair], folds: int) -> dict[str, int]:
+    """The folds that an earlier training has written, if they name every subject and are as many."""
+    fold = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return fold if all(fold.get(pair.subject, folds) < folds for pair in pairs) else {}
+
+
 class FeatureFolds:
     """Feature networks of all pairs, and of all pairs but those of a fold, in ``folder``.
 
     An agent that learns on pairs its features were trained on would trust them too much: `networks_of` answers, for
     a subject, the networks that never saw it.  ``training`` are options of `FeatureTraining`, ``options`` those of
-    `PairNetworks`; ``fold`` by subject replaces `fold_of`.
+    `PairNetworks`.  The folds are those of the folder's ``folds.json`` if it names every subject, else of `fold_of`.
     """
 
     def __init__(
         self, pairs: Sequence[ImagePair], *, folder: Path | str, folds: int, training: Mapping[str, Any] | None = None,
-        options: Mapping[str, Any] | None = None, fold: Mapping[str, int] | None = None,
-        device: torch.device | str = "cpu", seed: int = 0,
+        options: Mapping[str, Any] | None = None, device: torch.device | str = "cpu", seed: int = 0,
     ) -> None:  # fmt: skip
         self.pairs, self.folder, self.folds = list(pairs), Path(folder), folds
         self.training, self.options = dict(training or {}), dict(options or {})
         self.device, self.seed = torch.device(device), seed
-        self.fold = fold_of(pairs, folds) if fold is None else dict(fold)
+        self.fold = _kept_folds(self.folder / "folds.json", pairs, folds) or fold_of(pairs, folds)
         self.complete = False
         self.loaded: dict[int, PairNetworks] = {}
 
