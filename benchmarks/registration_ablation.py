@@ -93,12 +93,12 @@ class Climb(nn.Module):
 
 
 def thin(pool: Pool, points: tuple[int, int]) -> Pool:
-    """The same cases with the first points of each level only."""
+    """The same cases with the first points of each grid only."""
     pairs = []
     for pair in pool.pairs:
-        coarse, fine = (Points(*(x[:n] for x in p)) for p, n in zip((pair.coarse, pair.fine), points, strict=True))
         less = copy.copy(pair)
-        less.coarse, less.fine, less.grey = coarse, fine, pair.grey[: points[1]]
+        less.coarse = Points(*(value[: points[0]] for value in pair.coarse))
+        less.fine_mm, less.grey = pair.fine_mm[: points[1]], pair.grey[: points[1]]
         pairs.append(less)
     return Pool(pairs, PairCases(pairs, scale=pool.cases.scale), pool.starts)
 

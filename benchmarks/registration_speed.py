@@ -22,10 +22,12 @@ from medrl.environment import Environment
 from medrl.rollout import Rollout
 from medrl.tasks.registration import RegistrationTask
 
+COUNTS = ((300, 500), (400, 1500))  # places of features and of grey values that a pose is judged by
 
-def steps_per_second(rows: int, *, seconds: float) -> float:
-    """Environment steps, observations and resets included, at 400 coarse and 1,500 fine points a pose."""
-    cases = draw_pair_cases(8, torch.Generator().manual_seed(0), counts=(400, 1500), side=20)
+
+def steps_per_second(rows: int, *, counts: tuple[int, int], seconds: float) -> float:
+    """Environment steps, observations and resets included; ``counts`` are a pose's places of features and of grey."""
+    cases = draw_pair_cases(8, torch.Generator().manual_seed(0), counts=counts, side=20)
     environment = Environment(RegistrationTask(cases=cases), num_envs=rows, seed=0)
     environment.reset()
     actions = torch.randint(environment.task.moves, (64, rows), generator=torch.Generator().manual_seed(1))
@@ -45,8 +47,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = [[f"{rows} rows", f"{steps_per_second(rows, seconds=options.seconds):.0f}"] for rows in (1, 16, 64)]
-    print(markdown(("environment", "steps/s"), lines))
+    lines = [
+        [f"{rows} rows"] + [
+            f"{steps_per_second(rows, counts=counts, seconds=options.seconds):.0f}" for counts in COUNTS
+        ]
+        for rows in (1, 16, 64)
+    ]  # fmt: skip
+    print(markdown(("environment", *(f"steps/s at {a} and {b} places" for a, b in COUNTS)), lines))
     task = RegistrationTask(cases=draw_pair_cases(2, torch.Generator().manual_seed(0)))
     environment = Environment(task, num_envs=4)
     environment.reset()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medrl.geometry.feature_tables import FeatureTable
 from medrl.geometry.mind import describe
-from medrl.geometry.poses import Pose, distance_mm, from_matrices, transform_all
+from medrl.geometry.poses import Pose, distance_mm, from_matrices, to_matrices, transform_all
 from medrl.types import InputError
 
 BINS = 16  # of a joint histogram, along each axis
@@ -51,7 +51,6 @@ class Pair:
 class Seen(NamedTuple):
     """What B poses, or K poses of each of B rows, look like."""
 
-    product: Tensor  # (B, P) or (B, K, P) products of features, place by place
     score: Tensor  # (B,) or (B, K) learned similarity: the log-likelihood of a pose but for a constant
     inside: Tensor  # (B,) or (B, K) share of the fine places inside the moving grid
     information: Tensor  # (B,) or (B, K) mutual information of the grey values, in nats
@@ -117,12 +116,15 @@ class PairCases:
 
         Without ``information`` the grey values are not looked at; it and the share inside are 0 then.
         """
-        (product,) = self._by_parts(self._products, case, pose, self.coarse.place_mm.shape[1])
-        score = product.mean(-1) * self.scale
+        (score,) = self._by_parts(self._scores, case, pose, self.coarse.place_mm.shape[1])
         inside = shared = torch.zeros_like(score)
         if information:
             inside, shared = self.information(case, pose)
-        return Seen(product, score, inside, shared)
+        return Seen(score, inside, shared)
+
+    def products(self, case: Tensor, pose: Pose) -> Tensor:
+        """Products (B, P) or (B, K, P) of the features, place by place; their mean, scaled, is the score."""
+        return self._by_parts(self._products, case, pose, self.coarse.place_mm.shape[1])[0]
 
     def information(self, case: Tensor, pose: Pose) -> tuple[Tensor, Tensor]:
         """Share of the fine places inside the moving grid, and mutual information there, as `look` has them."""
@@ -147,42 +149,46 @@ class PairCases:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Undo ``state_dict``."""
 
-    def _products(self, case: Tensor, pose: Pose) -> tuple[Tensor]:
+    def _channels(self, case: Tensor, matrix: Tensor) -> Tensor:
         place, feature = (part[case] for part in self.coarse)
-        value, _ = self.table["coarse"].sample(case, transform_all(pose, place))
-        product = value * feature[:, None]
-        return (product @ product.new_ones(product.shape[-1]),)  # a sum over so few channels would be slower
+        value, _ = self.table["coarse"].sample(case, transform_all(matrix, place))
+        return value * feature[:, None]  # (B, K, P, C)
 
-    def _shared(self, case: Tensor, pose: Pose) -> tuple[Tensor, Tensor]:
-        value, inside = self.table["grey"].sample(case, transform_all(pose, self.fine_mm[case]))
+    def _products(self, case: Tensor, matrix: Tensor) -> tuple[Tensor]:
+        return (self._channels(case, matrix).sum(-1),)
+
+    def _scores(self, case: Tensor, matrix: Tensor) -> tuple[Tensor]:
+        channels = self._channels(case, matrix)  # one sum over all is far faster than one for each place
+        return (channels.flatten(2).sum(-1) * (self.scale / channels.shape[2]),)
+
+    def _shared(self, case: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        value, inside = self.table["grey"].sample(case, transform_all(matrix, self.fine_mm[case]))
         return inside.float().mean(-1), _information(self.grey[case], value[..., 0], inside)
 
-    def _alike(self, case: Tensor, pose: Pose) -> tuple[Tensor]:
-        value, _ = self.table["mind"].sample(case, transform_all(pose, self.fine_mm[case]))
+    def _alike(self, case: Tensor, matrix: Tensor) -> tuple[Tensor]:
+        value, _ = self.table["mind"].sample(case, transform_all(matrix, self.fine_mm[case]))
         return (-(value - self.mind[case][:, None]).square().mean((-2, -1)),)
 
     def _by_parts(
-        self, function: Callable[[Tensor, Pose], tuple[Tensor, ...]], case: Tensor, pose: Pose, points: int
+        self, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]], case: Tensor, pose: Pose, points: int
     ) -> tuple[Tensor, ...]:
-        """What a function of poses (B, K) says of poses (B,) or (B, K).
+        """What a function of matrices (B, K, 4, 4) says of poses (B,) or (B, K).
 
         A few poses at a time on a CPU: what does not fit into its cache takes many times longer.
         """
-        case = case.long()
-        if pose.log_scale.ndim == 1:
-            pose = Pose(*(value[:, None] for value in pose))
-            return tuple(value[:, 0] for value in self._by_parts(function, case, pose, points))
-        count, each = pose.log_scale.shape
+        case, matrix = case.long(), to_matrices(pose)
+        if single := matrix.ndim == 3:
+            matrix = matrix[:, None]
         together = max(1, CACHED // points)
-        if count * each <= together or self.device.type != "cpu":
-            return function(case, pose)
-        found = []
-        rows = max(1, together // each)
-        for some, *row in zip(case.split(rows), *(value.split(rows) for value in pose), strict=True):
-            parts = zip(*(value.split(together, 1) for value in row), strict=True)
-            seen = [function(some, Pose(*part)) for part in parts]
-            found.append([torch.cat(values, 1) for values in zip(*seen, strict=True)])
-        return tuple(torch.cat(values) for values in zip(*found, strict=True))
+        if matrix.shape[0] * matrix.shape[1] <= together or self.device.type != "cpu":
+            seen = function(case, matrix)
+        else:
+            rows, found = max(1, together // matrix.shape[1]), []
+            for some, part in zip(case.split(rows), matrix.split(rows), strict=True):
+                each = [function(some, few) for few in part.split(together, 1)]
+                found.append([torch.cat(values, 1) for values in zip(*each, strict=True)])
+            seen = tuple(torch.cat(values) for values in zip(*found, strict=True))
+        return tuple(value[:, 0] for value in seen) if single else seen
 
 
 def _hat(grey: Tensor, inside: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medrl.data.image_pairs import ImagePairs
-from medrl.data.pair_cases import LEVELS_MM, Pair, PairCases, Points
+from medrl.data.pair_cases import COARSE_MM, FINE_MM, Pair, PairCases, Points
 from medrl.geometry.mind import describe
 from medrl.geometry.poses import Pose, to_matrices, transform
 from medrl.geometry.quaternions import from_vector
@@ -69,30 +69,33 @@ def draw_pair(
     def grey_at(place: Tensor) -> Tensor:
         return torch.sigmoid(1.5 * grey(place)[..., 0])
 
-    half_mm = side * LEVELS_MM["coarse"] / 2 * torch.tensor([0.95, 0.7, 0.8])
-    parts, moving = {}, {}
-    for level, count in zip(LEVELS_MM, counts, strict=True):
-        spacing_mm = LEVELS_MM[level]
-        shape = [round(side * LEVELS_MM["coarse"] / spacing_mm) + n for n in (0, 1, 2)]
-        grid = places(shape, spacing_mm)
+    half_mm = side * COARSE_MM / 2 * torch.tensor([0.95, 0.7, 0.8])
+
+    def grid_of(spacing_mm: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Places of a grid, indices of some in the body, and where the moving image's ones come from."""
+        grid = places([round(side * COARSE_MM / spacing_mm) + n for n in (0, 1, 2)], spacing_mm)
         body = ((grid / half_mm).square().sum(-1) < 1).flatten().nonzero()[:, 0]
         node = body[torch.randint(len(body), (count,), generator=generator)]
-        parts[level] = Points(grid.reshape(-1, 3)[node], features_at(grid.reshape(-1, 3)[node]))
         origin = transform(back, (grid - truth.translation_mm).reshape(1, -1, 3)).reshape(grid.shape)
-        moving[level] = features_at(origin).movedim(-1, 0)
+        return grid, node, origin
+
+    grid, node, origin = grid_of(COARSE_MM, counts[0])
+    place = grid.reshape(-1, 3)[node]
+    coarse, moving_coarse = Points(place, features_at(place)), features_at(origin).movedim(-1, 0)
+    grid, node, origin = grid_of(FINE_MM, counts[1])
     fixed_grey = grey_at(grid)
-    descriptors = describe(fixed_grey).flatten(1)[:, node].T if mind else None
     moving_grey = (1.7 * (grey_at(origin) - 0.35).abs()).clamp(0, 1)
     return Pair(
-        name, parts["coarse"], parts["fine"], fixed_grey.flatten()[node], moving["coarse"], moving["fine"], moving_grey,
-        to_matrices(truth)[0], parts["coarse"].place_mm[:16], truth.translation_mm[0], descriptors,
+        name, coarse, grid.reshape(-1, 3)[node], fixed_grey.flatten()[node], moving_coarse, moving_grey,
+        to_matrices(truth)[0], coarse.place_mm[:16], truth.translation_mm[0],
+        describe(fixed_grey).flatten(1)[:, node].T if mind else None,
     )  # fmt: skip
 
 
 def draw_pair_cases(count: int, generator: torch.Generator, **options: object) -> PairCases:
     """``count`` pairs; ``options`` go to `draw_pair`."""
     pairs = [draw_pair(generator, name=f"field_{n}", **options) for n in range(count)]  # type: ignore[arg-type]
-    return PairCases(pairs, scale=torch.tensor([20.0, 20.0]))
+    return PairCases(pairs, scale=20.0)
 
 
 def draw_image_pairs(

@@ -44,6 +44,16 @@ def transform(pose: Pose, points_mm: Tensor) -> Tensor:
     return points_mm @ linear.transpose(-1, -2) + pose.translation_mm[..., None, :]
 
 
+def transform_all(matrix: Tensor, points_mm: Tensor) -> Tensor:
+    """Points (B, K, P, 3) of points (B, P, 3) under each of matrices (B, K, 4, 4).
+
+    In memory the coordinates lie apart, x of all before y and z, as whoever works along axes reads them fastest.
+    """
+    rows = matrix[..., :3, :].movedim(2, 0).flatten(0, 1)  # (3 B, K, 4)
+    found = torch.baddbmm(rows[..., 3:], rows[..., :3], points_mm.mT.repeat(3, 1, 1))  # (3 B, K, P)
+    return found.unflatten(0, (3, -1)).movedim(0, -1)
+
+
 def distance_mm(pose: Pose, truth: Pose, points_mm: Tensor) -> Tensor:
     """Mean distance (B,), or (B, K) for poses (B, K), of where poses and a truth (B,) take points (B, P, 3).
 

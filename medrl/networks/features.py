@@ -61,9 +61,8 @@ class PairNetworks(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """(2,) log-likelihood of a unit of mean product, at the coarse level and at the fine one, which has none."""
-        coarse = self.coarse.log_scale.detach().exp()
-        return torch.stack([coarse, torch.zeros_like(coarse)])
+        """() log-likelihood of a unit of mean product."""
+        return self.coarse.log_scale.detach().exp()
 
     def forward(self, image: Tensor) -> Tensor:
         """Products (B, 1, X/2, Y/2, Z/2) of the features of a CT and an MR image (B, 2 + 2, X, Y, Z) on one grid."""

@@ -30,7 +30,7 @@ class SimilarityGain(AlikenessGain):
 
     def measure(self, cases: Any, case: Tensor, pose: Any) -> Tensor:
         """The score of what is seen."""
-        return cases.look(case, pose).score
+        return cases.look(case, pose, information=False).score
 
 
 class InformationGain(AlikenessGain):
@@ -41,8 +41,8 @@ class InformationGain(AlikenessGain):
 
     def measure(self, cases: Any, case: Tensor, pose: Any) -> Tensor:
         """The information of what is seen."""
-        seen = cases.look(case, pose, levels=("fine",))
-        return seen.information * seen.inside
+        inside, information = cases.information(case, pose)
+        return information * inside
 
 
 class SelfSimilarityGain(AlikenessGain):

@@ -112,7 +112,8 @@ class RegistrationTask(PoseTask):
         clock = state.time.float() / self.max_steps
         present = torch.stack([score, score - state.best, 5 * information, inside, clock], 1)
         cell = self.cell[state.case.long()]  # (B, P, CELLS^3)
-        products = (seen.product[:, :1] @ cell)[:, 0] * self.cases.scale
+        product = self.cases.products(state.case, state.pose)
+        products = (product[:, None] @ cell)[:, 0] * self.cases.scale
         actions = torch.arange(self.moves + 1, device=self.cases.device)
         last = (state.previous[:, None] == actions).float()
         return torch.cat([torch.asinh(4 * gains), present, products, last], 1)

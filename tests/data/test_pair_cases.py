@@ -8,6 +8,7 @@ import pytest
 import torch
 from probes import small_pair_cases
 
+from medrl.data import pair_cases
 from medrl.data.pair_cases import BINS, PairCases, Seen, _hat, _information
 from medrl.data.pair_fields import draw_pair
 from medrl.geometry.poses import Nudges, Pose, after_every, nudged, nudges, to_matrices
@@ -49,7 +50,7 @@ def test_errors_by_hand(cases):
 def test_an_unknown_truth_has_no_error(torch_generator):
     pairs = [draw_pair(torch_generator, side=6) for _ in range(2)]
     pairs[1].moving_from_fixed = None
-    cases = PairCases(pairs, scale=torch.ones(2))
+    cases = PairCases(pairs, scale=1.0)
     assert cases.error_mm(torch.arange(2), cases.truth).isnan().tolist() == [False, True]
 
 
@@ -61,42 +62,60 @@ def test_the_truth_looks_best(cases):
         assert (getattr(now, name) > best + 0.05).all(), name
     assert (now.inside > 0.98).all()
     # unit features and the same at every place: products are 1 but for the interpolation
-    assert (now.product > 0.85).float().mean() > 0.95
-    assert now.product.max() <= 1 + 1e-5
-    torch.testing.assert_close(now.score, torch.full((3,), 40.0), atol=3.0, rtol=0)
+    product = cases.products(torch.arange(3), cases.truth)
+    assert (product > 0.85).float().mean() > 0.95
+    assert product.max() <= 1 + 1e-5
+    torch.testing.assert_close(now.score, torch.full((3,), 20.0), atol=2.0, rtol=0)
 
 
-def test_levels_add_up(cases):
+def test_parts_of_a_look(cases):
     index = torch.arange(3)
-    both, coarse, fine = (
-        cases.look(index, cases.truth, levels=levels) for levels in (("coarse", "fine"), ("coarse",), ("fine",))
-    )
-    torch.testing.assert_close(both.score, coarse.score + fine.score)
-    torch.testing.assert_close(coarse.score, coarse.product.mean(1) * 20)
-    assert not coarse.information.any()
-    assert torch.equal(both.information, fine.information)
+    both, alone = cases.look(index, cases.truth), cases.look(index, cases.truth, information=False)
+    assert torch.equal(both.score, alone.score)
+    torch.testing.assert_close(both.score, cases.products(index, cases.truth).mean(1) * 20)
+    assert not alone.information.any()
+    assert not alone.inside.any()
+    inside, information = cases.information(index, cases.truth)
+    assert torch.equal(both.information, information)
+    assert torch.equal(both.inside, inside)
+
+
+@pytest.mark.parametrize("together", [1, 5, 1000])
+def test_many_poses_a_row_look_as_one_by_one(cases, monkeypatch, together):
+    """However few of them fit into the cache together."""
+    monkeypatch.setattr(pair_cases, "CACHED", together * 96)
+    index, every = torch.tensor([2, 0, 1, 0]), Pose(*(value[[2, 0, 1, 0]] for value in cases.truth))
+    poses = after_every(every, EVERY)
+    seen, product, alike = (look(index, poses) for look in (cases.look, cases.products, cases.self_similarity))
+    assert (seen.score.shape, product.shape) == ((4, 28), (4, 28, 96))
+    for number in range(28):
+        pose = Pose(*(value[:, number] for value in poses))
+        for many, one in zip(seen, cases.look(index, pose), strict=True):
+            torch.testing.assert_close(many[:, number], one)
+        torch.testing.assert_close(product[:, number], cases.products(index, pose))
+        torch.testing.assert_close(alike[:, number], cases.self_similarity(index, pose))
 
 
 def test_nothing_is_seen_outside_of_the_moving_image(cases):
     away = cases.truth._replace(translation_mm=cases.truth.translation_mm + 500)
     seen = cases.look(torch.arange(3), away)
-    for value in (*seen[1:], seen.product):
+    for value in (*seen, cases.products(torch.arange(3), away)):
         assert not value.any()
 
 
 def test_information_by_hand():
     """Two equally frequent values on the bins: ln 2 where they agree, 0 where they are independent or outside."""
-    fixed = _hat(torch.tensor([[0.0, 0, 1, 1]]))
-    everywhere = torch.ones(1, 4, dtype=torch.bool)
+    fixed = _hat(torch.tensor([[0.0, 0, 1, 1]])).mT
+    everywhere = torch.ones(1, 1, 4, dtype=torch.bool)
     for moving, wanted in (([0.0, 0, 1, 1], math.log(2)), ([1.0, 1, 0, 0], math.log(2)), ([0.0, 1, 0, 1], 0)):
-        assert float(_information(fixed, torch.tensor([moving]), everywhere)) == pytest.approx(wanted, abs=1e-5)
-    assert float(_information(fixed, torch.tensor([[0.0, 0, 1, 1]]), ~everywhere)) == 0
-    half = torch.tensor([[True, False, True, False]])
-    assert float(_information(fixed, torch.tensor([[0.0, 1, 1, 0]]), half)) == pytest.approx(math.log(2), abs=1e-5)
+        assert float(_information(fixed, torch.tensor([[moving]]), everywhere)) == pytest.approx(wanted, abs=1e-5)
+    assert float(_information(fixed, torch.tensor([[[0.0, 0, 1, 1]]]), ~everywhere)) == 0
+    half, moving = torch.tensor([[[True, False, True, False]]]), torch.tensor([[[0.0, 1, 1, 0]]])
+    assert float(_information(fixed, moving, half)) == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_a_value_between_two_bins_counts_for_both():
-    share = _hat(torch.tensor([0.0, 1.0, 3.25 / (BINS - 1), 9.0, -1.0]))
+    share = _hat(torch.tensor([0.0, 1.0, 3.25 / (BINS - 1), 9.0, -1.0])).T
     assert share.sum(1).tolist() == pytest.approx([1] * 5)
     assert share[2, 3:5].tolist() == pytest.approx([0.75, 0.25], abs=1e-5)
     assert share[[0, 1, 3, 4], [0, BINS - 1, BINS - 1, 0]].tolist() == [1, 1, 1, 1]
@@ -105,7 +124,7 @@ def test_a_value_between_two_bins_counts_for_both():
 def test_self_similarity_is_best_at_the_truth(torch_generator):
     """For grids that lie alike; the contrast of the moving image is another, and not monotonous."""
     pair = draw_pair(torch_generator, counts=(8, 500), degrees=5.0, scale=1.0, mind=True)
-    cases = PairCases([pair], scale=torch.ones(2))
+    cases = PairCases([pair], scale=1.0)
     zero = torch.zeros(1, dtype=torch.int16)
     best = cases.self_similarity(zero, cases.truth)
     around = after_every(cases.truth, nudges(shifts_mm=(8.0,), turns_degrees=(15.0,), log_scales=(0.1,)))

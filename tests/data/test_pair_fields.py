@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from medrl.data.pair_cases import COARSE_MM, FINE_MM
 from medrl.data.pair_fields import Field, draw_pair, draw_truth, places
 from medrl.geometry.feature_tables import FeatureTable
 from medrl.geometry.poses import from_matrices, transform
@@ -40,11 +41,16 @@ def test_truths_stay_in_their_range(torch_generator):
 def test_both_images_of_a_pair_have_the_same_feature_at_a_place(torch_generator):
     pair = draw_pair(torch_generator, counts=(50, 200), degrees=120.0)
     truth = from_matrices(pair.moving_from_fixed[None])
-    for points, volume, spacing_mm in ((pair.coarse, pair.moving_coarse, 8.0), (pair.fine, pair.moving_fine, 4.0)):
-        there = transform(truth, points.place_mm)
-        value, inside = FeatureTable([volume], spacing_mm).sample(torch.zeros(1), there)
-        product = (value[0] * points.feature).sum(-1)[inside[0]]
-        assert inside.float().mean() > 0.9
-        assert float(product.median()) > (0.9 if spacing_mm == 8 else 0.97)
+    there = transform(truth, pair.coarse.place_mm)
+    value, inside = FeatureTable([pair.moving_coarse], COARSE_MM).sample(torch.zeros(1), there)
+    product = (value[0] * pair.coarse.feature).sum(-1)[inside[0]]
+    assert inside.float().mean() > 0.9
+    assert float(product.median()) > 0.9
+    # the grey values of one are a function of those of the other
+    there = transform(truth, pair.fine_mm)
+    value, inside = FeatureTable([pair.moving_grey[None]], FINE_MM).sample(torch.zeros(1), there)
+    assert inside.float().mean() > 0.9
+    wanted = (1.7 * (pair.grey - 0.35).abs()).clamp(0, 1)
+    assert float((value[0, :, 0] - wanted)[inside[0]].abs().median()) < 0.02
     assert pair.lattice_mm.shape == (16, 3)
     assert 0 <= float(pair.moving_grey.min()) < float(pair.moving_grey.max()) <= 1

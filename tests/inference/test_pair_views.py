@@ -7,7 +7,7 @@ import pytest
 import torch
 from probes import stored_image
 
-from medrl.data.pair_cases import LEVELS_MM, PairCases
+from medrl.data.pair_cases import PairCases
 from medrl.data.pair_images import SPACING_MM, prepare
 from medrl.geometry.mind import describe
 from medrl.geometry.poses import from_matrices, transform
@@ -75,35 +75,32 @@ def test_the_middle_is_that_of_the_body(views):
 
 def test_places_hold_what_the_fixed_image_has_there(views):
     pair, fixed = put_together(views, mind=True), views[0]
-    for level, count in zip(LEVELS_MM, COUNTS, strict=True):
-        place, feature = getattr(pair, level)
-        coarse = level == "coarse"  # at the fine level the grey values alone are looked at
-        assert (place.shape, feature.shape) == ((count, 3), (count, 5 if coarse else 1))
-        volume = fixed.coarse if coarse else torch.zeros(1, *fixed.grey.shape)
-        middle = (torch.tensor(volume.shape[1:]) - 1) / 2
-        index = (place + middle_of(fixed)) / LEVELS_MM[level] + middle
+    found = []
+    for place, volume, spacing_mm in ((pair.coarse.place_mm, fixed.coarse[0], 8.0), (pair.fine_mm, fixed.grey, 4.0)):
+        index = (place + middle_of(fixed)) / spacing_mm + (torch.tensor(volume.shape) - 1) / 2
         assert (index - index.round()).abs().max() < 1e-3
-        assert torch.equal(volume[(slice(None), *index.round().long().T)].T, feature)
-    # the fine ones go on
-    index = tuple(index.round().long().T)
+        found.append(tuple(index.round().long().T))
+    coarse, index = found
+    assert [len(axis) for axis in (coarse[0], index[0])] == list(COUNTS)
+    assert torch.equal(fixed.coarse[(slice(None), *coarse)].T, pair.coarse.feature)
     assert torch.equal(pair.grey, fixed.grey[index])
     assert torch.equal(pair.mind, describe(fixed.grey)[(slice(None), *index)].T)
     assert put_together(views).mind is None
     # all are in or near the body
-    assert (pair.fine.place_mm / torch.tensor([40.0, 30.0, 35.0])).norm(dim=1).max() < 1.5
+    assert (pair.fine_mm / torch.tensor([40.0, 30.0, 35.0])).norm(dim=1).max() < 1.5
 
 
 def test_the_truth_leads_from_tissue_to_the_same_tissue(views):
     lattice = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 12
     pair = put_together(views, lattice_ras=lattice)
     torch.testing.assert_close(pair.to_ras(pair.moving_from_fixed), TRUTH, atol=1e-4, rtol=0)
-    cases = PairCases([pair], scale=torch.ones(2))
+    cases = PairCases([pair], scale=1.0)
     seen = cases.look(torch.zeros(1), cases.truth)
     # grey values tell the place along x: 600 HU over 200 mm
     assert float(seen.inside) > 0.99
     there = from_matrices(pair.moving_from_fixed[None])
-    moved = cases.table["fine"].sample(torch.zeros(1), transform(there, pair.fine.place_mm))[0][0, :, -1]
-    deep = (pair.fine.place_mm / torch.tensor([40.0, 30.0, 35.0])).norm(dim=1) < 0.75
+    moved = cases.table["grey"].sample(torch.zeros(1), transform(there, pair.fine_mm))[0][0, :, 0]
+    deep = (pair.fine_mm / torch.tensor([40.0, 30.0, 35.0])).norm(dim=1) < 0.75
     torch.testing.assert_close(moved[deep], pair.grey[deep], atol=0.04, rtol=0)
     # the lattice is where it was said to be
     place = pair.lattice_mm.double() @ torch.linalg.inv(pair.fixed_from_ras)[:3, :3].T
@@ -111,4 +108,4 @@ def test_the_truth_leads_from_tissue_to_the_same_tissue(views):
 
 
 def test_one_generator_one_choice_of_places(views):
-    assert torch.equal(put_together(views).fine.place_mm, put_together(views).fine.place_mm)
+    assert torch.equal(put_together(views).fine_mm, put_together(views).fine_mm)

@@ -21,7 +21,7 @@ ZERO = torch.zeros(1, dtype=torch.int64)
 def cases() -> PairCases:
     """One pair, turned by some 60 degrees."""
     pair = draw_pair(torch.Generator().manual_seed(4), side=8, counts=(100, 400), degrees=100.0)
-    return PairCases([pair], scale=torch.tensor([20.0, 20.0]))
+    return PairCases([pair], scale=20.0)
 
 
 def degrees_of(quaternion):
@@ -40,13 +40,13 @@ def test_climbed_proposals_find_the_pose(cases):
     error = cases.error_mm(ZERO, Pose(*(value[None] for value in pose)))[0]
     assert len(error) == 6
     assert error.min() < 20
-    score = look_at(cases, pose, levels=("coarse",))
+    score = look_at(cases, pose)
     assert torch.equal(score, score.sort(descending=True).values)
     climbed, reached = climb(
-        lambda p: look_at(cases, p, levels=("coarse",)), pose, sizes_mm=(12.0, 4.0), scaled=True, budget=30
+        lambda p: look_at(cases, p), pose, sizes_mm=(12.0, 4.0), scaled=True, budget=30
     )
     assert (reached >= score).all()
-    torch.testing.assert_close(reached, look_at(cases, climbed, levels=("coarse",)))
+    torch.testing.assert_close(reached, look_at(cases, climbed))
     best = Pose(*(value[reached.argmax()][None] for value in climbed))
     assert float(cases.error_mm(ZERO, best)) < 5
 
@@ -106,5 +106,5 @@ def test_the_climb_ends_where_no_nudge_helps(cases):
 def test_a_rigid_climb_keeps_the_size(cases):
     start = displaced(cases, (0.3, 0.0, 0.1), 0.2, (10.0, 0.0, 0.0))
     sizes_mm = (8.0, 4.0)
-    pose, _ = climb(lambda p: look_at(cases, p, levels=("coarse",)), start, sizes_mm=sizes_mm, scaled=False, budget=12)
+    pose, _ = climb(lambda p: look_at(cases, p), start, sizes_mm=sizes_mm, scaled=False, budget=12)
     assert torch.equal(pose.log_scale, start.log_scale)

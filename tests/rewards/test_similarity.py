@@ -25,7 +25,7 @@ def task() -> RegistrationTask:
     generator = torch.Generator().manual_seed(1)
     options = {"counts": (100, 500), "degrees": 5.0, "scale": 1.0, "mind": True}
     pairs = [draw_pair(generator, **options) for _ in range(3)]
-    return RegistrationTask(cases=PairCases(pairs, scale=torch.tensor([20.0, 20.0])))
+    return RegistrationTask(cases=PairCases(pairs, scale=20.0))
 
 
 def shifted(task: RegistrationTask, shift_mm: float):
@@ -37,10 +37,12 @@ def shifted(task: RegistrationTask, shift_mm: float):
 def test_gains_by_hand():
     """A task whose poses are what they look like."""
 
-    def look(case, pose, levels=("coarse", "fine")):
-        return SimpleNamespace(score=2 * pose, information=pose + 1, inside=torch.tensor([1.0, 0.5]))
-
-    task = SimpleNamespace(cases=SimpleNamespace(look=look, self_similarity=lambda case, pose: -pose.square()))
+    cases = SimpleNamespace(
+        look=lambda case, pose, information: SimpleNamespace(score=2 * pose),
+        information=lambda case, pose: (torch.tensor([1.0, 0.5]), pose + 1),
+        self_similarity=lambda case, pose: -pose.square(),
+    )
+    task = SimpleNamespace(cases=cases)
     before, after = (SimpleNamespace(case=None, pose=torch.tensor(x)) for x in ([1.0, 2.0], [4.0, 0.0]))
     action = torch.zeros(2)
     assert SimilarityGain()(task, before, action, after).tolist() == [6, -4]

@@ -29,7 +29,7 @@ def apart(task: RegistrationTask, shift_mm: tuple[float, float, float]):
 def task() -> RegistrationTask:
     """Images of one size, so that mm are mm."""
     pair = draw_pair(torch.Generator().manual_seed(0), side=8, counts=(30, 60), scale=1.0)
-    return RegistrationTask(cases=PairCases([pair], scale=torch.tensor([20.0, 20.0])))
+    return RegistrationTask(cases=PairCases([pair], scale=20.0))
 
 
 def walked(task, state, *actions):
@@ -58,7 +58,7 @@ def test_rewards_by_hand(task):
 
 def test_the_default_reward_by_hand():
     pair = draw_pair(torch.Generator().manual_seed(0), side=6, scale=1.0)
-    task = RegistrationTask(cases=PairCases([pair], scale=torch.ones(2)))
+    task = RegistrationTask(cases=PairCases([pair], scale=1.0))
     assert walked(task, apart(task, (0.0, 0.0, 20.0)), MINUS_Z, task.stop) == pytest.approx([1.59, 0.99], abs=1e-4)
 
 
@@ -124,7 +124,20 @@ def test_the_observation_is_what_it_says(scaled):
     places = task.cell.gt(0).sum(1)  # of each part
     assert places.sum(1).tolist() == [16] * 3
     total = (parts["products"] * places).sum(1) / 16
-    torch.testing.assert_close(total, now.product.mean(1) * task.cases.scale[0])
+    torch.testing.assert_close(total, now.score)
+
+
+def test_an_observation_in_numbers():
+    """Trained policies depend on them: found by an earlier, slower way of looking."""
+    task = small_registration_task()
+    state = task.initial(torch.arange(3), torch.Generator().manual_seed(1))
+    seen = task.observe(task.advance(state, torch.tensor([2, 0, 5])))
+    wanted = [0.88697, -3.91755, -4.09518, 2.10309, -4.12676, -2.10235, -2.83224, 1.98977]
+    assert seen[0, :8].tolist() == pytest.approx(wanted, abs=2e-4)
+    wanted = [4.0821, -2.76601, 2.20546, 4.11786, 3.192, 3.5426, 1.60803, 1.06362]
+    assert seen[1, 29:37].tolist() == pytest.approx(wanted, abs=5e-4)
+    assert seen[2, 58:63].tolist() == pytest.approx([15.50134, -0.65092, 3.36864, 1.0, 0.125], abs=2e-4)
+    assert seen.mean(1).tolist() == pytest.approx([1.839904, 0.554333, 0.908520], abs=2e-5)
 
 
 def test_the_expert_walks_to_the_truth(task):
