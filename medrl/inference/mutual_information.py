@@ -6,6 +6,7 @@ make the answer depend on the draw.  One thread; nothing global is changed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class End(NamedTuple):
 STAGES = (Stage(3, 16, 60, 4.0, 0.1), Stage(2, 24, 40, 2.0, 0.1), Stage(1, 32, 20, 1.0, 0.05))
 CLIMBS = (40, 8, 3)  # most poses that climb on each grid
 SIZE_STEPS = ((0.05, 0.1), (0.025,), (0.012,))  # relative changes of size that are tried in turn
+MOST_RESIZED = 1.35  # bodies of one patient differ less; mutual information would shrink them further
 LAST = Stage(1, 32, 15, 1.0, 0.05)
 NO_OVERLAP = "fixed and moving: no start lays one on the other; expected images of the same body part"
 
@@ -151,15 +153,23 @@ def ascend_resized(pair: GridPair, poses: Sequence[Tensor], stage: Stage) -> lis
     """
     ends = []
     for number, pose in enumerate(poses):
+        if not plausible(pose):
+            continue
         best = _climb(pair, pose, stage, True, kept_size=True)
         for steps in SIZE_STEPS:
             sizes = [resized(pair, best[0], 1 + sign * step) for step in steps for sign in (-1, 1)]
-            trial = max(sizes, key=lambda size: information_at(pair, size, stage))
-            if information_at(pair, trial, stage) > best[1]:
-                best = max(best, _climb(pair, trial, stage, True, kept_size=True), key=lambda end: end[1])
-        best = max(best, _climb(pair, best[0], stage, True), key=lambda end: end[1])
+            told = {information_at(pair, size, stage): size for size in sizes if plausible(size)}
+            if told and max(told) > best[1]:
+                best = max(best, _climb(pair, told[max(told)], stage, True, kept_size=True), key=lambda end: end[1])
+        free = _climb(pair, best[0], stage, True)
+        best = max(best, free, key=lambda end: end[1]) if plausible(free[0]) else best
         ends.append(End(*best, number))
     return sorted(ends, key=lambda end: -end.information)
+
+
+def plausible(pose: Tensor) -> bool:
+    """Whether a pose changes sizes by no more than the most that is believed."""
+    return abs(math.log(abs(float(torch.linalg.det(pose[:3, :3]))) + 1e-9)) <= 3 * math.log(MOST_RESIZED)
 
 
 def resized(pair: GridPair, pose: Tensor, factor: float) -> Tensor:

@@ -9,14 +9,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medrl.inference.mutual_information import NO_OVERLAP, STAGES, End, ascend, ascend_resized, information_at
+from medrl.inference.mutual_information import (
+    NO_OVERLAP,
+    STAGES,
+    End,
+    ascend,
+    ascend_resized,
+    information_at,
+    plausible,
+)  # fmt: skip
 from medrl.inference.registration_grids import GridPair
 from medrl.types import InputError
 
 KEEP, KEEP_RESIZED = 3, 2  # poses of either kind that climb on at 8 mm; one climbs on at 4 mm
 MAYBE, SURELY = 0.01, 0.15  # nats gained at 8 mm by another size: worth a look at 4 mm, and beyond doubt
 ALIKE_MM = 2.0  # two poses closer than this need not climb both
-AGREE_MM = 6.0  # two ends closer than this are one answer
+AGREE_MM, VOTE_MM = 6.0, 12.0  # two ends closer than this are one answer, at 8 mm and at 12 mm
 
 
 class Polished(NamedTuple):
@@ -26,6 +34,7 @@ class Polished(NamedTuple):
     start: int  # number of the end it came from
     information: float  # mutual information, nats
     lead: float  # over that of the best other answer, at 8 mm
+    votes: float  # share of the ends that climbed to it at 12 mm
 
 
 def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_information: float) -> Polished:
@@ -40,12 +49,15 @@ def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_informat
     """
     rigid: list[End] = []
     resized: list[End] = []
+    reached: list[End] = []
     every = (len(starts),)
     if scaled is not True:
         far = _known(ascend(pair, _turned(pair, rigid_parts(starts, pair.fixed_centre)), keep=every, scaled=False))
+        reached += far
         rigid = _known(ascend(pair, [end.pose for end in far], keep=(KEEP,), scaled=False, first=1), far)
     if scaled is not False:
         far = _known(ascend(pair, _turned(pair, starts), keep=every, scaled=True, sizes_kept=True))
+        reached += far
         far = distinct(pair, far, KEEP_RESIZED) + rigid[:1]
         resized = _known(ascend_resized(pair, [end.pose for end in far], STAGES[1]), far)
     if not rigid and not resized:
@@ -58,7 +70,9 @@ def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_informat
         answers.append(_finish(pair, resized, scaled=True))
     if len(answers) == 2 and answers[1].information <= answers[0].information + least_information:
         answers.pop()
-    return answers[-1]
+    answer = pair.turn(answers[-1].matrix)
+    near = {end.start for end in reached if pair.distance_mm(end.pose, answer) < VOTE_MM}
+    return answers[-1]._replace(votes=len(near) / len(starts))
 
 
 def rigid_parts(matrices: Tensor, centre: Tensor) -> Tensor:
@@ -93,10 +107,12 @@ def _best(ends: Sequence[End]) -> float:
     return ends[0].information if ends else -math.inf
 
 
-def _finish(pair: GridPair, ends: Sequence[End], *, scaled: bool) -> Polished:
-    """Let the best end climb on the finest grid."""
-    best = ends[0]
+def _finish(pair: GridPair, middle: Sequence[End], *, scaled: bool) -> Polished:
+    """Let the best of the ends at 8 mm climb on the finest grid."""
+    best = middle[0]
     start = End(best.pose, information_at(pair, best.pose, STAGES[2]), 0)
-    last = max(start, *ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2), key=lambda end: end.information)
-    others = [end.information for end in ends[1:] if pair.distance_mm(end.pose, best.pose) > AGREE_MM]
-    return Polished(pair.turn(last.pose), best.start, last.information, best.information - max(others, default=0.0))
+    ends = [end for end in ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2) if plausible(end.pose)]
+    last = max([start, *ends], key=lambda end: end.information)
+    others = [end.information for end in middle[1:] if pair.distance_mm(end.pose, best.pose) > AGREE_MM]
+    lead = best.information - max(others, default=0.0)
+    return Polished(pair.turn(last.pose), best.start, last.information, lead, votes=0.0)

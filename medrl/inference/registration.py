@@ -25,6 +25,7 @@ from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
 MODES = ("agent", "climb")
 POLISHES = ("mutual_information", "none")
 INFORMATION = 60.0  # what a nat of mutual information counts beside the learned score, to choose without a polish
+FAR_MM = 50.0  # an answer that is farther from the agent's best end is as doubtful as one at this distance
 UNSURE = "the images do not fit convincingly in any pose: other patients, or too little overlap?"
 
 
@@ -133,13 +134,17 @@ class RegistrationInferer(Inferer):
         starts = torch.cat([ended.matrices, ended.candidates.spare])
         evidence = dict(ended.evidence)
         if grids is None:  # the agent's own measure stands in
-            best = Polished(starts[0], 0, evidence["information"], evidence["information"])
+            best = Polished(starts[0], 0, evidence["information"], evidence["information"], 1.0)
         else:
             best = polish(grids, starts, scaled=self.scaled, least_information=self.least_information)
-        evidence |= {"polished_information": best.information, "polished_lead": best.lead}
+        body_mm = fixed.body_mm[:: len(fixed.body_mm) // 500 + 1]
+        evidence |= {
+            "polished_information": best.information, "polished_lead": best.lead, "votes": best.votes,
+            "agent_mm": min(FAR_MM, float(registration_error_mm(starts[0], best.matrix, body_mm))),
+        }  # fmt: skip
         walked = len(ended.matrices)
         path = ended.path[:, best.start] if best.start < walked else starts[best.start : best.start + 1]
-        moved_mm = float(registration_error_mm(path[-1], best.matrix, fixed.body_mm[:: len(fixed.body_mm) // 500 + 1]))
+        moved_mm = float(registration_error_mm(path[-1], best.matrix, body_mm))
         confidence = confidence_of(self.calibration, evidence)
         sure = confidence >= self.threshold
         return Registration(
