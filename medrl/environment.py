@@ -42,7 +42,7 @@ class Environment:
         return self.task.observe(self.state)
 
     def step(self, action: Tensor) -> Step:
-        """Advance all rows by their actions (B,), reset those that ended, and observe."""
+        """Advance all rows by their actions (B,) or (B, H), reset those that ended, and observe."""
         step = self.advance(action)
         return step._replace(observation=self.observe())
 

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
 
     state: Any
     observation: Any
-    action: Tensor  # (B,)
+    action: Tensor  # (B,), or (B, H) of several choices
     reward: Tensor  # (B, H) discounted over the n steps
     discount: Tensor  # (B, 1) of the bootstrap value
     terminated: Tensor  # (B, 1) bool
@@ -172,7 +172,7 @@ class Replay:
             return self.task.reward(state, action, next_state)[:, None]
         state, next_state = self.task.each_head(state), self.task.each_head(next_state)
         heads = len(state[0]) // len(action)
-        return self.task.reward(state, action.repeat_interleave(heads), next_state).reshape(len(action), heads)
+        return self.task.reward(state, action.repeat_interleave(heads, 0), next_state).reshape(len(action), heads)
 
     def _state(self, part: str, time: Tensor, row: Tensor) -> Any:
         keys = [f"{part}.{n}" for n in range(len(self.state_type._fields))]

@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What an agent answers: ``action`` (B,), the memory to hand back at the next call, ``value`` (B,)."""
+    """What an agent answers: ``action`` (B,), or (B, H) of H choices, the memory to hand back at the next call, ``value`` (B,)."""
 
     action: Tensor
     memory: Any = None
@@ -60,6 +60,19 @@ class Landmark:
     presence: float = 1.0  # probability that the point lies inside the field of view
     steps: int = 0
     path_mm: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32), compare=False)  # (T, 3)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One answer of a localisation agent: a box (2 D,), low corner and then high corner, x first.
+
+    In pixels of the picture's file, where pixel i covers [i, i + 1), or in RAS mm of the volume.
+    """
+
+    box: tuple[float, ...]
+    score: float  # in [0, 1]: the chance that it fits an object by an IoU of 0.5
+    steps: int = 0  # of the walk that found it
+    path: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32), compare=False)  # (T, 2 D)
 
 
 CONVERGED = "converged"

@@ -46,7 +46,10 @@ def start(task: Task, count: int = 4, seed: int = 0) -> Any:
 
 def actions(task: Task, count: int, seed: int = 0) -> torch.Tensor:
     generator = np.random.default_rng(seed)
-    return torch.from_numpy(generator.integers(task.action_space.n, size=count))
+    space = task.action_space
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        return torch.from_numpy(generator.integers(space.nvec, size=(count, *space.shape)))
+    return torch.from_numpy(generator.integers(space.n, size=count))
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -105,7 +108,7 @@ def test_answers_have_one_number_a_row(task):
         (task.score(state), torch.float32), (task.reward(state, action, after), torch.float32),
         (task.terminated(after), torch.bool), (task.expert(state), torch.int64),
     ]:  # fmt: skip
-        assert value.shape == (4,)
+        assert value.shape == ((4,) if value.dtype != torch.int64 else (4, *task.action_space.shape))
         assert value.dtype == dtype
         assert value.isfinite().all()
     assert all(task.action_space.contains(a) for a in task.expert(state).numpy())

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medrl.agents.categorical import divergence, entropy, log_prob
 from medrl.agents.cloning import follow
-from medrl.agents.on_policy import OnPolicy, log_prob, mean, value_loss
+from medrl.agents.on_policy import OnPolicy, mean, value_loss
 from medrl.networks.policy import PolicyOutput, restart, unroll
 from medrl.rollout import Rollout, Sample
 
@@ -24,18 +25,6 @@ def ppo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip:
     """Negative clipped surrogate (...): no gain from a probability ratio outside 1 - clip .. 1 + clip."""
     ratio = (log_prob - old_log_prob).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy (...) of policies with logits (..., A)."""
-    log = logits.log_softmax(-1)
-    return -(log.exp() * log.clamp(min=-1e9)).sum(-1)
-
-
-def divergence(logits: Tensor, other: Tensor) -> Tensor:
-    """Kullback-Leibler divergence (...) of a policy from another, of logits (..., A) both."""
-    log = logits.log_softmax(-1)
-    return (log.exp() * (log - other.log_softmax(-1)).clamp(-1e9, 1e9)).sum(-1)
 
 
 class ActorCritic(OnPolicy):
@@ -85,14 +74,14 @@ class ActorCritic(OnPolicy):
     def loss(self, output: PolicyOutput, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         """Surrogate, value error, entropy bonus and anchor."""
         values, active = sample.values, sample.active
-        chosen = log_prob(output.logits, values["action"])
+        chosen = log_prob(output.logits, values["action"], self.nvec)
         policy, parts = self.surrogate(chosen, sample)
         error = value_loss(output.value, values["target"], values["value"], self.value_clip)
-        policy, error, spread = (mean(x, active) for x in (policy, error, entropy(output.logits)))
+        policy, error, spread = (mean(x, active) for x in (policy, error, entropy(output.logits, self.nvec)))
         total = policy + self.value_weight * error - self.entropy_weight * spread
         parts = {"policy_loss": policy, "value_loss": error, "entropy": spread} | parts
         if self.anchor_weight > 0:
-            parts["anchor"] = mean(divergence(output.logits, values["anchor"]), active)
+            parts["anchor"] = mean(divergence(output.logits, values["anchor"], self.nvec), active)
             total = total + self.anchor_weight * parts["anchor"]
         return total, parts
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from medrl.agents.base import Agent, every_value, image_of, look, own_value, schedule
+from medrl.agents.oracle import oracle_returns
 from medrl.agents.supervision import near_weight
 from medrl.types import Decision
 
@@ -19,7 +20,8 @@ class Cloning(Agent):
     """Learns what the oracle would do, from states drawn at will; every crop teaches every head at every scale.
 
     ``imitate`` "actions" is cross-entropy on the oracle's best action (the classical clone); "gains" regresses what
-    each action gains in one step, which is also a value function with discount 0 and so a warm start for DQN.
+    each action gains in one step, which is also a value function with discount 0 and so a warm start for DQN;
+    "returns" what each earns if the oracle goes on for ``horizon`` steps, a value function with the discount ``gamma``.
     ``average`` is the half-life in updates of the weight average that acts.
     """
 
@@ -27,14 +29,16 @@ class Cloning(Agent):
         self, network: nn.Module, *, task: Any, batch_size: int = 64, learning_rate: float = 1e-3,
         updates: int = 10_000,
         weight_decay: float = 0.05, imitate: str = "gains", near_mm: float = 3.0, supervision: Callable | None = None,
-        average: float = 300.0, bf16: bool = True, clip: float = 5.0, seed: int = 0,
+        average: float = 300.0, bf16: bool = True, clip: float = 5.0, gamma: float = 0.9, horizon: int = 3,
+        seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if imitate not in ("actions", "gains"):
-            raise ValueError(f"imitate must be 'actions' or 'gains', not {imitate!r}")
+        if imitate not in ("actions", "gains", "returns"):
+            raise ValueError(f"imitate must be 'actions', 'gains' or 'returns', not {imitate!r}")
         self.network, self.average = network, copy.deepcopy(network).eval().requires_grad_(False)
         self.task, self.batch_size, self.imitate, self.near_mm = task, batch_size, imitate, near_mm
         self.learning_rate, self.updates, self.clip, self.bf16 = learning_rate, updates, clip, bf16
+        self.gamma, self.horizon = gamma, horizon
         self.supervision, self.keep = supervision, 0.5 ** (1 / average)
         self.device = torch.device(getattr(task.cases, "device", "cpu"))
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -59,7 +63,10 @@ class Cloning(Agent):
         heads = self.network.split(output)
         weight = near_weight(targets, self.near_mm)[..., None]
         gains = targets["gains"]
-        if self.imitate == "gains":
+        if self.imitate == "returns":
+            earned = oracle_returns(self.task, state, gamma=self.gamma, horizon=self.horizon)
+            action_loss = (smooth_l1_loss(heads.q[:, 0, 0], earned, reduction="none").mean(-1) * weight[:, 0, 0]).sum()
+        elif self.imitate == "gains":
             action_loss = ((heads.q - gains).abs().mean(-1) * weight).sum() / gains.shape[-2]
         else:
             best = gains.argmax(-1)

@@ -63,7 +63,9 @@ class DQN(Agent):
     The network that chooses (in the environment, and the next action of a double-Q target) is the weight average.
     Values are kept in units of the row's own step (``task.step_length``), so that coarse and fine scales learn
     alike.  ``epsilon`` falls linearly over ``explore_updates``; ``temperature`` above 0 makes exploring rows draw from
-    the softmax of values over it (Boltzmann) instead of evenly, for tasks with many senseless actions.
+    the softmax of values over it (Boltzmann) instead of evenly, for tasks with many senseless actions.  ``guide`` tells
+    which actions (B, A) are worth trying in the states that are about to be left: exploring rows then draw evenly from
+    those, or from all where there is none [guided exploration, Caicedo 2015].
     ``supervision`` (offset, spread, presence; a mask) and ``imitation`` (a weight of the oracle's one-step ranking)
     are added on the same observations.  ``train_only`` names the parameters that learn (a prefix such as
     "value_head"); the others, and batch statistics, stay as they are.  A network with ``quantiles`` learns the
@@ -74,7 +76,7 @@ class DQN(Agent):
         self, network: nn.Module, *, replay: Replay, batch_size: int = 64, learning_rate: float = 5e-4,
         updates: int = 10_000, weight_decay: float = 0.05, double: bool = True, target_half_life: float = 200.0,
         epsilon: tuple[float, float] = (0.5, 0.05), explore_updates: int = 5_000, temperature: float = 0.0,
-        warm_up: int = 2_000,
+        guide: Callable[[], Tensor] | None = None, warm_up: int = 2_000,
         near_mm: float = 3.0, supervision: Callable | None = None, imitation: float = 0.0, average: float = 300.0,
         train_only: str = "", bf16: bool = True, clip: float = 5.0, seed: int = 0,
     ) -> None:  # fmt: skip
@@ -89,7 +91,7 @@ class DQN(Agent):
         self.learning_rate, self.updates, self.clip, self.bf16 = learning_rate, updates, clip, bf16
         self.follow_target, self.keep = 0.5 ** (1 / target_half_life), 0.5 ** (1 / average)
         self.epsilon_range, self.explore_updates, self.warm_up = epsilon, explore_updates, warm_up
-        self.temperature = temperature
+        self.temperature, self.guide = temperature, guide
         self.near_mm, self.supervision, self.imitation = near_mm, supervision, imitation
         self.device = replay.device
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -124,11 +126,15 @@ class DQN(Agent):
         return Decision(action, memory, values.amax(-1))
 
     def _random_action(self, values: Tensor) -> Tensor:
-        """Actions (B,) drawn evenly, or from the softmax of values (B, A) over the temperature (by Gumbel noise)."""
+        """Actions (B,) drawn evenly, from the guided ones, or from the softmax of values over the temperature."""
+        if self.guide is not None:
+            allowed = self.guide()
+            chance = torch.rand(allowed.shape, generator=self.generator, device=self.device)
+            return torch.where(allowed, chance + 1, chance).argmax(-1)  # a whole number higher: before all others
         if self.temperature <= 0:
             return torch.randint(values.shape[-1], values.shape[:1], generator=self.generator, device=self.device)
         noise = torch.rand(values.shape, generator=self.generator, device=self.device).clamp(min=1e-20)
-        return (values - self.temperature * (-noise.log()).log()).argmax(-1)
+        return (values - self.temperature * (-noise.log()).log()).argmax(-1)  # Gumbel noise
 
     def record(self, state: Any, action: Tensor, step: Any) -> None:
         """Store the transitions of one environment step."""

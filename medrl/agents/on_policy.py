@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medrl.agents.base import Agent, schedule
+from medrl.agents.categorical import best, draw, log_prob
 from medrl.agents.cloning import follow
 from medrl.networks.policy import PolicyOutput, restart, unroll
 from medrl.rollout import Rollout, Sample
@@ -47,6 +48,7 @@ class OnPolicy(Agent, ABC):
         self.learning_rate, self.updates, self.warm_up = learning_rate, updates, warm_up
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
         self.keep = 0.5 ** (1 / average)
+        self.nvec = getattr(network, "nvec", None)  # actions of every choice, where an action is several choices
         self.memory = network.initial_memory(rollout.num_envs, self.device)
         self.units = rollout.num_envs if self.recurrent else rollout.num_envs * rollout.length
         if not 0 < minibatches <= self.units:
@@ -85,7 +87,7 @@ class OnPolicy(Agent, ABC):
         elif memory is None:
             memory = network.initial_memory(_rows(observation), self.device)
         output = network(observation, memory)
-        action = draw(output.logits, self.generator) if explore else output.logits.argmax(-1)
+        action = draw(output.logits, self.generator, self.nvec) if explore else best(output.logits, self.nvec)
         if own:
             self.asked = Asked(observation, memory, output)
         return Decision(action, None if own else output.memory, output.value)
@@ -101,7 +103,7 @@ class OnPolicy(Agent, ABC):
         observation, memory, output = self.asked
         self.rollout.add(
             state, step, memory=memory, next_memory=output.memory, observation=observation, action=action,
-            value=output.value, log_prob=log_prob(output.logits, action), **self.remarks(state),
+            value=output.value, log_prob=log_prob(output.logits, action, self.nvec), **self.remarks(state),
         )  # fmt: skip
         self.memory, self.asked = output.memory, None
         self.restart(step.terminated | step.truncated | ~step.metrics["active"])
@@ -168,17 +170,6 @@ class OnPolicy(Agent, ABC):
             self.gradient_hook(list(self.network.parameters()))
         nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
         self.optimizer.step()
-
-
-def draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Actions (B,) of the policy with logits (B, A), by Gumbel noise: nothing waits for the device."""
-    noise = torch.rand(logits.shape, generator=generator, device=logits.device).clamp(min=1e-20)
-    return (logits - (-noise.log()).clamp(min=1e-20).log()).argmax(-1)
-
-
-def log_prob(logits: Tensor, action: Tensor) -> Tensor:
-    """Log-probability (...) of actions (...) under logits (..., A)."""
-    return logits.log_softmax(-1).gather(-1, action.long()[..., None])[..., 0]
 
 
 def mean(values: Tensor, active: Tensor) -> Tensor:

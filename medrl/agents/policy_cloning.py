@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medrl.agents.categorical import best, cross_entropy, one_hot, same, softmax
 from medrl.agents.on_policy import OnPolicy, mean, value_loss
 from medrl.networks.policy import PolicyOutput
 from medrl.rollout import Rollout, Sample
@@ -36,6 +37,7 @@ class PolicyCloning(OnPolicy):
         self.environment, self.task = environment, rollout.task
         self.gamma, self.decay, self.temperature = gamma, decay, temperature
         self.mix_updates, self.value_weight = mix_updates, value_weight
+        self.advice: Tensor | None = None  # what the oracle said when it was last asked by ``act``: it may be dear
 
     @property
     def share(self) -> float:
@@ -48,17 +50,18 @@ class PolicyCloning(OnPolicy):
         decision = super().act(observation, memory, explore)
         if self.share == 1 or not explore or not self._is_own(observation, memory):
             return decision
-        chance = torch.rand(decision.action.shape, generator=self.generator, device=self.device)
-        expert = self.task.expert(self.environment.state).long()
-        return decision._replace(action=torch.where(chance < self.share, decision.action, expert))
+        chance = torch.rand(len(decision.action), generator=self.generator, device=self.device)
+        expert = self.advice = self.task.expert(self.environment.state).long()
+        own = (chance < self.share).reshape(-1, *[1] * (expert.ndim - 1))
+        return decision._replace(action=torch.where(own, decision.action, expert))
 
     def remarks(self, state: Any) -> dict[str, Tensor]:
         """What the policy (B, A) ought to be in these states."""
         if hasattr(self.task, "action_gains"):
-            return {"wanted": (self.task.action_gains(state).float() / self.temperature).softmax(-1)}
-        best = self.task.expert(state).long()[:, None]
-        actions = self.asked.output.logits.shape[-1]
-        return {"wanted": torch.zeros(len(best), actions, device=self.device).scatter_(1, best, 1.0)}
+            return {"wanted": softmax(self.task.action_gains(state).float() / self.temperature, self.nvec)}
+        expert = self.task.expert(state) if self.advice is None else self.advice
+        self.advice = None
+        return {"wanted": one_hot(expert, self.asked.output.logits.shape[-1], self.nvec)}
 
     def prepare(self) -> dict[str, Tensor]:
         """Discounted returns."""
@@ -71,8 +74,9 @@ class PolicyCloning(OnPolicy):
     def loss(self, output: PolicyOutput, sample: Sample) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and value error; reports how often the policy's best action is the oracle's."""
         wanted, active = sample.values["wanted"], sample.active
-        policy = mean(-(wanted * output.logits.log_softmax(-1)).sum(-1), active)
+        policy = mean(cross_entropy(output.logits, wanted, self.nvec), active)
         error = mean(value_loss(output.value, sample.values["target"]), active)
-        agreement = mean((output.logits.argmax(-1) == wanted.argmax(-1)).float(), active)
+        agrees = same(best(output.logits, self.nvec), best(wanted, self.nvec), self.nvec)
+        agreement = mean(agrees.float(), active)
         parts = {"policy_loss": policy, "value_loss": error, "agreement": agreement}
         return policy + self.value_weight * error, parts

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from medrl.networks.concentric import Heads
+from medrl.networks.localisation import LocalisationHeads
 from medrl.networks.seednet import SeedHeads
 
 
@@ -26,6 +27,20 @@ class MaskSupervision:
         mask = binary_cross_entropy_with_logits(heads.mask_logits, truth) + dice.mean()
         quality = binary_cross_entropy_with_logits(heads.quality, targets["quality"])
         return self.mask * mask + self.quality * quality, {"mask": mask.detach(), "quality": quality.detach()}
+
+
+class OverlapSupervision:
+    """Loss of the head that tells the IoU of a box with the object in it: cross-entropy with the IoU itself."""
+
+    def __init__(self, *, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(
+        self, heads: LocalisationHeads, targets: dict[str, Tensor], place_loss: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its parts; ``targets`` come from ``LocalisationTask.targets``."""
+        overlap = binary_cross_entropy_with_logits(heads.overlap, targets["overlap"])
+        return self.weight * overlap, {"overlap": overlap.detach()}
 
 
 class OffsetSupervision:

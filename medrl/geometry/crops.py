@@ -37,12 +37,21 @@ def crop_boxes(images: Tensor, index: Tensor, box: Tensor, size: Sequence[int], 
     axes = range(dims) if dims == 3 else reversed(range(dims))
     value = images[index.long()].to(box.dtype)
     inside = None
-    for place, axis in enumerate(axes):
+    for place, axis in reversed(list(enumerate(axes))):  # the last axis first: it lies together in memory
         weights = coverage(low[:, axis], high[:, axis], size[place], images.shape[2 + place])
-        value = torch.einsum("bsl,bc...l->bc...s", weights, value.movedim(2 + place, -1)).movedim(-1, 2 + place)
+        value = _resize(value, weights, 2 + place)
         if outside:
             shape = [len(box), 1, *[1] * dims]
             shape[2 + place] = size[place]
             known = weights.sum(-1).reshape(shape)
             inside = known if inside is None else inside * known
     return value if inside is None else value + outside * (1 - inside)
+
+
+def _resize(value: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Values (B, C, ..., L, ...) to (B, C, ..., S, ...) by weights (B, S, L), without moving axes about."""
+    if axis == value.ndim - 1:
+        return value @ weights.mT.reshape(len(value), *[1] * (value.ndim - 3), *weights.mT.shape[1:])
+    behind = value.shape[axis + 1 :]
+    flat = weights.reshape(len(value), *[1] * (axis - 1), *weights.shape[1:]) @ value.flatten(axis + 1)
+    return flat.unflatten(-1, behind)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medrl.networks.policy import Policy, make_head, part_of
+from medrl.networks.policy import Policy, choices, count_actions, make_head, part_of
 
 REDUCTION = 4  # voxels of the image a voxel of the memory, along each axis
 
@@ -21,7 +21,7 @@ class ConvolutionalPolicyNet(Policy):
 
     Args:
         channels: C.
-        actions: A.
+        actions: A; or how many of each of several choices.
         size: S.
         dims: 2 or 3.
         recurrent: whether a cell remembers.
@@ -30,7 +30,8 @@ class ConvolutionalPolicyNet(Policy):
     """
 
     def __init__(
-        self, *, channels: int, actions: int, size: Sequence[int], dims: int = 2, recurrent: bool = True,
+        self, *, channels: int, actions: int | Sequence[int], size: Sequence[int], dims: int = 2,
+        recurrent: bool = True,
         cell: str = "gru", width: int = 16, hidden: int = 128, pooled: int = 3, key: str = "image",
     ) -> None:  # fmt: skip
         super().__init__()
@@ -50,7 +51,8 @@ class ConvolutionalPolicyNet(Policy):
         cells = tuple(min(pooled, n) for n in self.map)
         count = self.code * torch.Size(cells).numel()
         self.pool = nn.Sequential(pool(cells), nn.Flatten(), nn.LayerNorm(count))
-        self.policy_head, self.value_head = make_head(count, hidden, actions, 0.01), make_head(count, hidden, 1, 1.0)
+        self.nvec, total = choices(actions), count_actions(actions)
+        self.policy_head, self.value_head = make_head(count, hidden, total, 0.01), make_head(count, hidden, 1, 1.0)
 
     def initial_memory(self, batch: int, device: torch.device | str) -> Tensor | None:
         """Zeros (B, parts, 2 * width, *S / 4), if recurrent."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 class PolicyOutput(NamedTuple):
     """What a policy says of B observations."""
 
-    logits: Tensor  # (B, A)
+    logits: Tensor  # (B, A); of several choices those of each in turn
     value: Tensor  # (B,)
     memory: Tensor | None = None  # (B, ...), to hand back at the next step; None without one
 
@@ -26,6 +26,7 @@ class Policy(nn.Module, ABC):
     """
 
     recurrent: bool
+    nvec: tuple[int, ...] | None = None  # actions of every choice, where an action is several; None: one choice
 
     @abstractmethod
     def encode(self, observation: Any) -> Tensor:
@@ -58,7 +59,7 @@ class PolicyNet(Policy):
 
     Args:
         features: F.
-        actions: A.
+        actions: A; or how many of each of several choices, in the order of ``nvec``.
         hidden: width of all layers and of the memory.
         recurrent: whether a gated recurrent unit remembers.
         shortcut: entries of the vector, A of them or fewer, that are added to the logits of the first actions, times
@@ -69,12 +70,14 @@ class PolicyNet(Policy):
     """
 
     def __init__(
-        self, *, features: int, actions: int, hidden: int = 128, recurrent: bool = False,
+        self, *, features: int, actions: int | Sequence[int], hidden: int = 128, recurrent: bool = False,
         shortcut: slice | Sequence[Sequence[int]] | None = None,
         scale: float | Sequence[float] = 1.0, key: str = "vector",
     ) -> None:  # fmt: skip
         super().__init__()
         self.hidden, self.recurrent, self.key = hidden, recurrent, key
+        self.nvec = choices(actions)
+        actions = count_actions(actions)
         parts = [shortcut] if isinstance(shortcut, slice) else [slice(*part) for part in shortcut or ()]
         self.shortcut = parts
         if parts:
@@ -153,6 +156,16 @@ def restart(memory: Tensor | None, fresh: Tensor | None, mask: Tensor) -> Tensor
 def part_of(observation: Any, key: str) -> Tensor:
     """The named part of an observation, or all of one that has no parts."""
     return observation[key] if isinstance(observation, dict) else observation
+
+
+def choices(actions: int | Sequence[int]) -> tuple[int, ...] | None:
+    """``nvec`` of a network that is told its actions: None where they are one choice."""
+    return None if isinstance(actions, int) else tuple(int(n) for n in actions)
+
+
+def count_actions(actions: int | Sequence[int]) -> int:
+    """Logits of a network that is told its actions."""
+    return actions if isinstance(actions, int) else sum(int(n) for n in actions)
 
 
 def make_head(inputs: int, hidden: int, outputs: int, gain: float) -> nn.Sequential:

@@ -12,8 +12,9 @@ from probes import NoHostSync, Probe
 from recall import Recall, mean_return, train
 from torch import nn
 
-from medrl.agents.actor_critic import A2C, PPO, a2c_loss, divergence, entropy, ppo_loss
-from medrl.agents.on_policy import draw, log_prob, mean, value_loss
+from medrl.agents.actor_critic import A2C, PPO, a2c_loss, ppo_loss
+from medrl.agents.categorical import divergence, draw, entropy, log_prob
+from medrl.agents.on_policy import mean, value_loss
 from medrl.environment import Environment
 from medrl.networks.policy import PolicyNet, unroll
 from medrl.rollout import Rollout
