@@ -1,0 +1,151 @@
+"""Validation of localisation agents by what they find, and the files that their training leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+
+from medrl.data.box_cases import BoxCases
+from medrl.data.write import whole_file, write_json
+from medrl.inference.localisation import follow, search
+from medrl.inference.localisation_assessment import Judged, average_precision, best_threshold, fit_chance, judge
+from medrl.tasks.localisation import LocalisationTask
+from medrl.training.parallel import rank_seed
+
+logger = logging.getLogger(__name__)
+
+FLOOR = -2.5  # logit below which a search of the validation goes no further
+
+
+class LocalisationEvaluator(Evaluator):
+    """Searches the validation cases; ``state.metrics``: see `measure_search`.  The key metric is ``val_ap50``."""
+
+    def __init__(
+        self, *, device: torch.device | str, task: LocalisationTask, network: nn.Module, limit: int = 4,
+        val_handlers: Sequence | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
+        self.task, self.network, self.limit = task, network, limit
+        if val_handlers is not None:
+            self._register_handlers(val_handlers)
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+        with self.mode(self.network), torch.no_grad():
+            numbers = measure_search(self.task, self.network, limit=self.limit)
+        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
+        engine.state.output = numbers
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+
+def measure_search(task: LocalisationTask, network: nn.Module, *, limit: int = 4) -> dict[str, float]:
+    """Average precision at an IoU of 0.5; IoU, share of triggers and steps of a walk from the whole image."""
+    images = judge_search(task, network, limit=limit)
+    filled = torch.arange(len(task.cases), device=task.cases.device)[task.cases.present.any(1)]
+    walks = follow(task, network, task.start(filled))
+    ended = task.score(task.start(filled, box=walks.box[-1]))
+    return {
+        "ap50": average_precision(images), "iou": float(ended.mean()),
+        "triggered": float(walks.triggered.float().mean()), "steps": float(walks.steps.float().mean()),
+    }  # fmt: skip
+
+
+def judge_search(
+    task: LocalisationTask, network: nn.Module, *, limit: int = 4, part: int = 100, attended: bool = True
+) -> list[Judged]:
+    """What a search finds in every case, against its boxes; scores are logits."""
+    images = []
+    for case in torch.arange(len(task.cases), device=task.cases.device).split(part):
+        found = search(task, network, case, limit=limit, floor=FLOOR, attended=attended)
+        for row, number in enumerate(case.tolist()):
+            kept = found.logit[row].isfinite()
+            truth = task.cases.boxes[number][task.cases.present[number]]
+            images.append(judge(found.box[row][kept], found.logit[row][kept], truth))
+    return images
+
+
+class BestLocaliser:
+    """Keeps the best averaged network of all stages as ``<name>.pt`` in ``folder``: a handler of their evaluators.
+
+    Beside it ``agent.json`` tells of every such file by its name: ``settings``.  Both are written whole, whenever
+    ``val_ap50`` is as high as ever.  Put it among what ``TrainingState`` watches.
+    """
+
+    def __init__(self, folder: Path | str, *, settings: Mapping[str, Any], name: str = "model") -> None:
+        self.folder, self.name, self.settings = Path(folder), name, dict(settings)
+        self.best = -torch.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def attach(self, engine: Any) -> None:
+        """Listen to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Keep the evaluator's network if it is the best so far."""
+        metrics = engine.state.metrics
+        precision = float(metrics["val_ap50"])
+        logger.info("validation: AP50 %.3f, IoU %.3f, %.1f steps", precision, metrics["val_iou"], metrics["val_steps"])
+        if precision >= self.best or not self.weights:
+            self.best = precision
+            self.keep(engine.network)
+
+    def keep(self, network: nn.Module) -> None:
+        """Take a network for the best, and write both files; of several ranks the first does."""
+        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        if rank_seed(0) > 0:
+            return
+        with whole_file(self.folder / f"{self.name}.pt") as part:
+            torch.save(self.weights, part)
+        self.tell()
+
+    def tell(self) -> None:
+        """Write this network's part of ``agent.json``."""
+        path = self.folder / "agent.json"
+        others = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        write_json(path, others | {self.name: self.settings})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best precision so far, and its network."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``."""
+        self.best, self.weights = saved["best"], saved["weights"]
+
+
+def finish(best: BestLocaliser, agent: Any, cases: BoxCases, task_options: Mapping[str, Any]) -> None:
+    """Fit what the network's logit says about an IoU of 0.5, and the threshold of the best F1, on validation cases.
+
+    Where no validation has chosen a network, the agent's last one is kept.
+    """
+    if rank_seed(0) > 0:
+        return
+    if not best.weights:
+        best.keep(agent.average)
+    network = copy.deepcopy(agent.average)
+    network.load_state_dict(best.weights)
+    calibrate(best, LocalisationTask(cases, **task_options), network.eval())
+
+
+def calibrate(best: BestLocaliser, task: LocalisationTask, network: nn.Module) -> None:
+    """Write calibration and threshold into ``agent.json``."""
+    images = judge_search(task, network, limit=task.crosses + 1)
+    slope, bias = fit_chance(
+        np.concatenate([image.score for image in images]), np.concatenate([image.right for image in images])
+    )
+    threshold = 1 / (1 + np.exp(-(slope * best_threshold(images) + bias)))
+    fitted = {"calibration": [slope, bias], "threshold": round(float(threshold), 4)}
+    best.settings["inference"] = best.settings["inference"] | fitted
+    best.tell()
+    logger.info("calibrated on %d images, threshold %.2f", len(images), threshold)
