@@ -1,0 +1,307 @@
+"""Multi-object tracking: the agent beside rules, cloning alone, a shuffled reward, chance and the ideal decisions.
+
+    python benchmarks/tracking.py --output OUT --seeds 3
+    python benchmarks/tracking.py --output OUT --speed
+
+All learn from 150 procedural videos; rules and thresholds are tuned on 24 of them, 60 videos of other seeds are the
+test.  Weights and tuned settings are kept in OUT, so that a run goes on where it was broken off; ``--data`` adds
+TUD-Stadtmitte (a folder of videos with detections and truth).  Figures are py-motmetrics', intervals 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medrl.agents.actor_critic import PPO
+from medrl.agents.policy_cloning import PolicyCloning
+from medrl.data.track_cases import TrackCases, stack_videos
+from medrl.data.track_phantoms import draw_videos
+from medrl.data.tracks import Boxes, Video, find_videos, make_boxes, read_video
+from medrl.environment import Environment
+from medrl.geometry.box_motion import MotionNoise, box_of
+from medrl.geometry.track_views import LENGTH
+from medrl.inference.track_assessment import rule_trackers
+from medrl.inference.track_scores import accumulate, count_video, intervals, motmetrics_table
+from medrl.inference.track_tuning import POLICIES, RULES, tune
+from medrl.inference.tracking import Overlap, Policy, Tracker
+from medrl.networks.policy import PolicyNet
+from medrl.rewards.scores import Shape
+from medrl.rewards.tracking import Identity
+from medrl.rollout import Rollout
+from medrl.tasks.tracking import ACTIONS, TrackingTask
+from medrl.training.track_motion import fit_noise
+
+logger = logging.getLogger(__name__)
+
+TRAINING, TUNING, TEST = 150, 24, 60  # videos
+SPLITS = {"validation": 1, "test": 2}  # seeds; training has 0
+ROWS, STEPS = 256, 16
+REWARD = 0.1 * Identity()
+OUTER = ("lowest", "newest", "crowded", "confirm")  # settings round a decider
+SHARES = ("mota", "idf1", "precision", "recall")
+SHOWN = ("idf1", "mota", "switches", "fragments")
+
+
+class Shuffled(Shape):
+    """The rewards of other rows: right on average, of no use to anybody."""
+
+    def __init__(self, part: Any, seed: int = 0) -> None:
+        self.part, self.generator = part, torch.Generator().manual_seed(seed)
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        reward = self.part(task, state, action, next_state)
+        return reward[torch.randperm(len(reward), generator=self.generator).to(reward.device)]
+
+
+CLONE, MORE = ("clone", 60), ("clone on", 150)
+LEARN, CONTROL = ("PPO", 150), ("PPO with shuffled rewards", 150)
+# name -> stages, each from the network of the one before
+ARMS: dict[str, tuple[tuple[str, int], ...]] = {
+    "cloning, then PPO": (CLONE, LEARN),
+    "cloning alone": (CLONE,),
+    "cloning alone, as long": (CLONE, MORE),
+    "cloning, then PPO, shuffled reward": (CLONE, CONTROL),
+    "PPO without cloning": (LEARN,),
+    "chance": (),
+}
+
+
+def train(
+    cases: TrackCases, network: nn.Module, *, stage: str, updates: int, seed: int, rows: int = ROWS, steps: int = STEPS
+) -> nn.Module:  # fmt: skip
+    """Train a network for one stage; returns the averaged policy."""
+    torch.manual_seed(seed)
+    reward = Shuffled(REWARD, seed) if "shuffled" in stage else REWARD
+    task = TrackingTask(cases=cases, reward=reward)
+    environment = Environment(task, num_envs=rows, seed=seed)
+    rollout = Rollout(task, length=steps, num_envs=rows, keep_observation=True)
+    options: dict[str, Any] = {"rollout": rollout, "gamma": 0.97, "updates": updates, "seed": seed}
+    if stage.startswith("clone"):
+        mix = updates // 2 if stage == "clone" else 0
+        options |= {"environment": environment, "mix_updates": mix, "epochs": 3, "learning_rate": 2e-3}
+        agent: Any = PolicyCloning(network, **options)
+    else:
+        agent = PPO(network, entropy=0.003, learning_rate=7e-4, **options)
+    observation, returns = environment.reset(), []
+    for number in range(updates):
+        while not agent.ready:
+            state = environment.state
+            action = agent.act(observation, explore=True).action
+            step = environment.step(action)
+            agent.record(state, action, step)
+            observation = step.observation
+            returns.append(step.metrics["episode_return"][step.metrics["ended"]])
+        told = agent.learn()
+        if number % 25 == 24 or number == updates - 1:
+            numbers = {name: round(float(value), 3) for name, value in told.items()}
+            total = float(torch.cat(returns).mean())
+            logger.info("seed %d, %s %d: return %.3f %s", seed, stage, number + 1, total, numbers)
+            returns = []
+    return copy.deepcopy(agent.average).requires_grad_(True)
+
+
+@torch.no_grad()
+def ideal_tracks(cases: TrackCases) -> list[Boxes]:
+    """What the oracle's decisions make of every video: each object's own detections, and predictions where right."""
+    task = TrackingTask(cases=cases, group=cases.objects, clutter=0.0, from_first=1.0)
+    case = torch.arange(len(cases)).repeat_interleave(cases.objects)
+    state = task.initial(case, torch.Generator().manual_seed(0))
+    rows: list[list[tuple[int, int, Any, float]]] = [[] for _ in range(len(cases))]
+    ended = torch.zeros(len(case), dtype=torch.bool)
+    while True:
+        shown = (task.shown(state) & ~ended).nonzero()[:, 0]
+        box = box_of(state.motion)
+        for n in shown.tolist():
+            rows[int(case[n])].append((int(state.frame[n]), int(state.slot[n]) + 1, box[n].numpy(), 1.0))
+        ended = ended | task.terminated(state)
+        if bool(ended.all()):
+            return [make_boxes(row) for row in rows]
+        state = task.advance(state, task.expert(state))
+
+
+def compare(answers: dict[str, list[list[Boxes]]], videos: list[Video]) -> dict[str, dict[str, Any]]:
+    """Figures of trackers over seeds and videos: py-motmetrics' overall figures, their mean and spread over seeds.
+
+    The interval is over videos, of all seeds together.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for name, seeds in answers.items():
+        overall, counts = [], []
+        for tracks in seeds:
+            pairs = list(zip(videos, tracks, strict=True))
+            marks = {video.name: accumulate(video.truth, found, video.frames) for video, found in pairs}
+            overall.append(motmetrics_table(marks)["overall"])
+            counts.append([count_video(video.truth, found, video.frames) for video, found in pairs])
+        together = [{key: sum(c[n][key] for c in counts) for key in counts[0][n]} for n in range(len(videos))]
+        ranges = intervals(together)
+        table[name] = {
+            key: {
+                "mean": float(np.mean([o[key] for o in overall])), "seeds": [o[key] for o in overall],
+                "low": ranges[key][0] / (1 if key in SHARES else len(seeds)),
+                "high": ranges[key][1] / (1 if key in SHARES else len(seeds)),
+            }
+            for key in overall[0]
+        }  # fmt: skip
+    return table
+
+
+def show(title: str, table: dict[str, dict[str, Any]]) -> None:
+    """Print a table for people."""
+    print(f"\n{title}\n{'':38}" + "".join(f"{key:>26}" for key in SHOWN))
+    for name, row in table.items():
+        cells = []
+        for key in SHOWN:
+            digits = 3 if key in SHARES else 0
+            cell = row[key]
+            cells.append(f"{cell['mean']:.{digits}f} ({cell['low']:.{digits}f} to {cell['high']:.{digits}f})")
+        each = row["idf1"]["seeds"]
+        seeds = "  IDF1 of seeds " + " ".join(f"{v:.3f}" for v in each) if len(each) > 1 else ""
+        print(f"{name:38}" + "".join(f"{cell:>26}" for cell in cells) + seeds, flush=True)
+
+
+def speed(cases: TrackCases, *, rows: int = ROWS) -> dict[str, float]:
+    """Steps a second of ``rows`` rows and of one, and updates a second of PPO."""
+    task, found = TrackingTask(cases=cases), {}
+    for count in (rows, 1):
+        environment = Environment(task, num_envs=count, seed=0)
+        environment.reset()
+        generator, start, steps = torch.Generator().manual_seed(0), time.perf_counter(), 0
+        while time.perf_counter() - start < 5:
+            environment.step(torch.randint(len(ACTIONS), (count,), generator=generator))
+            steps += count
+        found[f"steps/s, {count} rows"] = steps / (time.perf_counter() - start)
+    rollout = Rollout(task, length=STEPS, num_envs=rows, keep_observation=True)
+    environment = Environment(task, num_envs=rows, seed=0)
+    agent = PPO(PolicyNet(features=LENGTH, actions=len(ACTIONS), hidden=96), rollout=rollout, updates=100)
+    observation, start, learning, updates = environment.reset(), time.perf_counter(), 0.0, 0
+    while time.perf_counter() - start < 8:
+        while not agent.ready:
+            state = environment.state
+            action = agent.act(observation, explore=True).action
+            step = environment.step(action)
+            agent.record(state, action, step)
+            observation = step.observation
+        before = time.perf_counter()
+        agent.learn()
+        learning, updates = learning + time.perf_counter() - before, updates + 1
+    found["updates/s, acting included"] = updates / (time.perf_counter() - start)
+    found["gradient steps/s"] = updates * 16 / learning
+    return found
+
+
+def prepared(output: Path) -> tuple[MotionNoise, TrackCases, list[Any]]:
+    """Noise, fitted once, training cases, and the phantoms."""
+    phantoms = draw_videos(TRAINING, 0)
+    path = output / "noise.json"
+    if path.is_file():
+        noise = MotionNoise(**json.loads(path.read_text()))
+    else:
+        noise = fit_noise(stack_videos([p.video for p in phantoms]))
+        path.write_text(json.dumps(noise._asdict()))
+    return noise, TrackCases.from_phantoms(phantoms, noise=noise), phantoms
+
+
+def tuned_rules(output: Path, noise: MotionNoise, videos: list[Video]) -> dict[str, Tracker]:
+    """The IoU and the constant-velocity tracker, tuned once."""
+    path = output / "rules.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    trackers = {}
+    for name, still in (("IoU tracker", True), ("constant velocity", False)):
+        if name not in known:
+            tracker = tune(Tracker(Overlap(still=still), noise), videos, RULES)
+            outer = {key: value for key, value in asdict(tracker).items() if key in OUTER}
+            known[name] = outer | asdict(tracker.decider)
+            path.write_text(json.dumps(known, indent=1))
+        trackers |= rule_trackers({name: known[name]}, noise._asdict())
+    return trackers
+
+
+def tuned_policy(output: Path, name: str, noise: MotionNoise, videos: list[Video], network: nn.Module) -> Tracker:
+    """Thresholds round a policy, tuned once an arm, on its first seed."""
+    path = output / "policies.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if name not in known:
+        tracker = tune(Tracker(Policy(noise), noise), videos, POLICIES, network=network, passes=1)
+        known[name] = {key: value for key, value in asdict(tracker).items() if key in OUTER}
+        path.write_text(json.dumps(known, indent=1))
+    return Tracker(Policy(noise), noise, **known[name])
+
+
+def trained(output: Path, cases: TrackCases, stages: tuple[tuple[str, int], ...], seed: int) -> nn.Module:
+    """The policy after some stages, each trained once."""
+    torch.manual_seed(seed)
+    network: nn.Module = PolicyNet(features=LENGTH, actions=len(ACTIONS), hidden=96)
+    if stages:
+        name = ", ".join(f"{stage} {updates}" for stage, updates in stages)
+        path = output / f"{name.replace(', ', '-').replace(' ', '_')}_{seed}.pt"
+        if not path.is_file():
+            before = trained(output, cases, stages[:-1], seed).train()
+            start = time.process_time()
+            learned = train(cases, before, stage=stages[-1][0], updates=stages[-1][1], seed=seed)
+            torch.save(learned.state_dict(), path)
+            logger.info("%s, seed %d: %.0f s of processor time", name, seed, time.process_time() - start)
+        network.load_state_dict(torch.load(path, weights_only=True))
+    return network.eval()
+
+
+def main() -> None:
+    """Run the arms and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--data", type=Path, help="a folder of videos with detections and truth")
+    parser.add_argument("--split", choices=list(SPLITS), default="test", help="validation is for changing settings")
+    parser.add_argument("--speed", action="store_true", help="print speed alone")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    output = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    if arguments.speed:
+        cases = TrackCases.from_phantoms(draw_videos(20, 0))
+        for name, value in speed(cases).items():
+            print(f"{name:30}{value:12,.0f}" if value > 10 else f"{name:30}{value:12.2f}")
+        return
+    noise, cases, phantoms = prepared(output)
+    networks = {
+        arm: [trained(output, cases, ARMS[arm], seed) for seed in range(arguments.seeds)] for arm in arguments.arms
+    }
+    tuning = [phantom.video for phantom in phantoms[:TUNING]]
+    trackers: dict[str, tuple[Tracker, list[Any]]] = {
+        name: (tracker, [None]) for name, tracker in tuned_rules(output, noise, tuning).items()
+    }
+    for arm, seeds in networks.items():
+        trackers[arm] = tuned_policy(output, arm, noise, tuning, seeds[0]), seeds
+    test = draw_videos(TEST, SPLITS[arguments.split])
+    sets: dict[str, tuple[list[Video], list[Any]]] = {
+        "procedural, boxes alone": ([p.video for p in test], [None] * TEST),
+        "procedural, with colours": ([p.video for p in test], [p.appearance for p in test]),
+    }
+    for name, folder in find_videos(arguments.data).items() if arguments.data else ():
+        sets[name] = [read_video(folder, truth=True)], [None]
+    results: dict[str, Any] = {}
+    for title, (videos, looks) in sets.items():
+        answers = {
+            name: [tracker.track_all(videos, net, looks) for net in nets]
+            for name, (tracker, nets) in trackers.items()
+        }
+        answers["ideal decisions"] = [ideal_tracks(TrackCases.from_videos(videos, noise=noise))]
+        results[title] = compare(answers, videos)
+        show(title, results[title])
+        (output / f"results_{arguments.split}.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Validation of a tracking policy on whole videos, and what is kept of it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+
+from medrl.data.track_cases import TrackCases, stack_videos, with_owners
+from medrl.data.track_phantoms import Phantom, draw_videos
+from medrl.data.tracks import Video, find_videos, read_video
+from medrl.data.write import whole_file, write_json
+from medrl.inference.track_tuning import POLICIES, RULES, measure, tune
+from medrl.inference.tracking import Overlap, Policy, Tracker, settings_of
+from medrl.networks.actor import Actor
+from medrl.training.parallel import rank_seed
+from medrl.training.track_motion import fit_noise
+from medrl.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class TrackingData:
+    """Videos to learn from and to validate on, and the motion that was fitted to the former.
+
+    Procedural ones, of other seeds for validation; or, with a ``folder``, videos with a truth, of which the last
+    ``held`` (by name) are left for validation.  InputError if there are too few.
+    """
+
+    def __init__(
+        self, *, videos: int = 150, held: int = 20, seed: int = 0, folder: Path | str = "",
+        device: torch.device | str = "cpu", **options: Any,
+    ) -> None:  # fmt: skip
+        phantoms: list[Phantom] = []
+        if folder:
+            everything = [read_video(path, truth=True) for path in find_videos(folder).values()]
+            if len(everything) <= held:
+                raise InputError(f"{Path(folder).name}: {len(everything)} videos, but {held} are to be held out; add some")
+            training, self.validation = everything[: len(everything) - held], everything[len(everything) - held :]
+        else:
+            phantoms = draw_videos(videos, 2 * seed, **options)
+            training = [phantom.video for phantom in phantoms]
+            self.validation = [phantom.video for phantom in draw_videos(held, 2 * seed + 1, **options)]
+        self.training: list[Video] = training
+        owned = training if phantoms else [with_owners(video) for video in training]
+        self.noise = fit_noise(stack_videos(owned))
+        cases = (
+            TrackCases.from_phantoms(phantoms, noise=self.noise) if phantoms
+            else TrackCases(stack_videos(owned), noise=self.noise)
+        )  # fmt: skip
+        self.cases = cases.to(device)
+
+    def __len__(self) -> int:
+        return len(self.validation)
+
+
+class TrackingEvaluator(Evaluator):
+    """Follows the objects of the validation videos; ``state.metrics``: see `medrl.inference.track_scores.summarise`.
+
+    The key metric is ``val_error``, 2 - IDF1 - MOTA, lower is better.
+    """
+
+    def __init__(
+        self, *, device: torch.device | str, data: TrackingData, network: nn.Module,
+        val_handlers: Sequence | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
+        self.data, self.network = data, network
+        self.tracker = Tracker(Policy(data.noise), data.noise)
+        if val_handlers is not None:
+            self._register_handlers(val_handlers)
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
+        with self.mode(self.network), torch.no_grad():
+            numbers = measure(self.tracker, self.data.validation, self.network)
+        numbers["error"] = 2 - numbers["idf1"] - numbers["mota"]
+        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
+        engine.state.output = numbers
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return numbers
+
+
+class BestTracker:
+    """Keeps the best policy of all stages in ``folder``: a handler of their evaluators.
+
+    Writes ``model.pt``, a bare state dict, and ``agent.json`` (the policy's options and the motion's noise) whenever
+    ``val_error`` is as low as ever.
+    """
+
+    def __init__(self, folder: Path | str, *, data: TrackingData, policy: Mapping[str, Any]) -> None:
+        self.folder, self.data = Path(folder), data
+        self.settings: dict[str, Any] = {"policy": dict(policy), "inference": {"noise": data.noise._asdict()}}
+        self.best = torch.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def attach(self, engine: Any) -> None:
+        """Listen to an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        """Keep the evaluator's network if it is the best so far."""
+        metrics = engine.state.metrics
+        shown = [metrics[f"val_{name}"] for name in ("idf1", "mota", "switches")]
+        logger.info("validation: IDF1 %.3f, MOTA %.3f, %d switches", *shown)
+        if metrics["val_error"] <= self.best:
+            self.best = float(metrics["val_error"])
+            self.keep(engine.network)
+
+    def keep(self, network: nn.Module) -> None:
+        """Take a policy for the best, and write both files; of several ranks the first does."""
+        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        if rank_seed(0) > 0:
+            return
+        with whole_file(self.folder / "model.pt") as part:
+            torch.save({name: value.cpu().clone() for name, value in Actor(network).state_dict().items()}, part)
+        write_json(self.folder / "agent.json", self.settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best error so far, and its policy."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Undo ``state_dict``."""
+        self.best, self.weights = saved["best"], saved["weights"]
+
+
+def finish(best: BestTracker, agent: Any, *, videos: int = 24, grid: Mapping[str, Sequence[Any]] | None = None) -> None:
+    """Tune what surrounds the best policy, and the rules beside it, on training videos; write ``agent.json`` with it.
+
+    Where no validation has chosen a policy, the agent's last one is kept.
+    """
+    if rank_seed(0) > 0:
+        return
+    if not best.weights:
+        best.keep(agent.average)
+    policy = copy.deepcopy(agent.average)
+    policy.load_state_dict(best.weights)
+    noise, some = best.data.noise, best.data.training[:videos]
+    tracker = tune(Tracker(Policy(noise), noise), some, grid or POLICIES, network=policy.eval(), passes=1)
+    best.settings["inference"] |= settings_of(tracker)
+    best.settings["baselines"] = {
+        name: rule_settings(tune(Tracker(Overlap(still=still), noise), some, grid or RULES))
+        for name, still in (("IoU tracker", True), ("constant velocity", False))
+    }
+    write_json(best.folder / "agent.json", best.settings)
+
+
+def rule_settings(tracker: Tracker) -> dict[str, Any]:
+    """What `medrl.inference.track_assessment.rule_trackers` makes the tracker of."""
+    return {**settings_of(tracker), **vars(tracker.decider)}
+
+
