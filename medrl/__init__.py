@@ -30,3 +30,18 @@ register(
     "medrl/ImageRegistration-v0", entry_point="medrl.gym_registration:image_registration",
     vector_entry_point="medrl.gym_registration:image_registration_vector",
 )  # fmt: skip
+register(
+    "medrl/Localisation-v0", entry_point="medrl.gym_localisation:localisation",
+    vector_entry_point="medrl.gym_localisation:localisation_vector",
+)  # fmt: skip
+register(
+    "medrl/Cutting-v0", entry_point="medrl.gym_cutting:cutting", vector_entry_point="medrl.gym_cutting:cutting_vector"
+)
+register(
+    "medrl/Tracking-v0", entry_point="medrl.gym_tracking:tracking",
+    vector_entry_point="medrl.gym_tracking:tracking_vector",
+)  # fmt: skip
+register(
+    "medrl/BoxRefinement-v0", entry_point="medrl.gym_tracking:box_refinement",
+    vector_entry_point="medrl.gym_tracking:box_refinement_vector",
+)  # fmt: skip

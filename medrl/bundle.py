@@ -18,14 +18,15 @@ from medrl.data.seeds import Seeds, make_seeds, seeds_of_case
 from medrl.errors import input_error
 from medrl.inference.prediction import CasePredictor
 from medrl.inference.segmentation import Segmentation
-from medrl.types import InputError, Landmark, Registration
+from medrl.types import Detection, InputError, Landmark, Registration
 
 
 class Bundle:
     """A bundle, ready on a device: the objects that its ``configs/inference.json`` describes.
 
-    ``labels`` names the landmarks, if the bundle has some; an ``interactive`` bundle takes a user's clicks, and a
-    ``registering`` one pairs of images.  ``network``, ``inferer``, ``preprocessing`` are the parts that MONAI knows.
+    ``labels`` names the landmarks, if the bundle has some; an ``interactive`` bundle takes a user's clicks, a
+    ``registering`` one pairs of images, and a ``detecting`` one pictures, too.  ``network``, ``inferer``,
+    ``preprocessing`` are the parts that MONAI knows.
     """
 
     def __init__(self, root: Path, device: torch.device, overrides: dict[str, Any]) -> None:
@@ -36,13 +37,18 @@ class Bundle:
         self.preprocessing = _resolve(parser, "preprocessing")
         self.labels: list[str] = list(_resolve(parser, "anatomy").labels) if "anatomy" in parser else []
         arguments = parser.get("arguments") or ()
+        self.detecting = "category" in parser
         self.interactive, self.registering = "seeds" in arguments, "moving" in arguments
+        self.cutting = "given" in arguments
 
-    def predict(self, image: Any, ras_from_voxel: Any = None, *, seeds: Any = None) -> list[Landmark] | Segmentation:
-        """Find all landmarks of one volume, in the order of ``labels``, in RAS mm; or, interactive, segment it.
+    def predict(
+        self, image: Any, ras_from_voxel: Any = None, *, seeds: Any = None
+    ) -> list[Landmark] | Segmentation | list[Detection]:
+        """Find all landmarks of one volume, in the order of ``labels``, in RAS mm; or segment it; or detect objects.
 
         Args:
-            image: path of an image file or DICOM folder, a MetaTensor, or an array (X, Y, Z) or (1, X, Y, Z).
+            image: path of an image file or DICOM folder, a MetaTensor, or an array (X, Y, Z) or (1, X, Y, Z); of a
+                detecting bundle a picture, too: a path or an array (Y, X, C) of bytes.
             ras_from_voxel: (4, 4) mm; needed with a plain array, otherwise the image's own.
             seeds: a user's clicks, for interactive bundles: pairs (point in RAS mm, whether it is foreground),
                 ``medrl.data.seeds.Seeds``, or the path of a Slicer Markups file.  Without it, those of
@@ -50,7 +56,7 @@ class Bundle:
 
         Returns:
             the landmarks, or a ``medrl.inference.segmentation.Segmentation``: ``mask`` on the image's grid, ``seeds``,
-            ``quality`` (estimated intersection over union).
+            ``quality`` (estimated intersection over union); or the detections, best first, in pixels or RAS mm.
 
         Raises:
             InputError: an image that cannot be read, holds NaN or one value only, an array without a matrix, seeds
@@ -58,10 +64,14 @@ class Bundle:
         """
         if self.registering:
             raise InputError(f"{self.root.name} takes a fixed and a moving image; call register")
+        if self.cutting:
+            raise InputError(f"{self.root.name} takes folders of frames; call predict_folder")
         if seeds is not None and not self.interactive:
             raise InputError(f"{self.root.name} takes no seeds; leave them out, or load an interactive bundle")
         data: dict[str, Any] = {"image": image}
-        if not isinstance(image, str | Path):
+        if self.detecting and ras_from_voxel is None and not isinstance(image, MetaTensor):
+            pass  # a picture
+        elif not isinstance(image, str | Path):
             data["image"] = _as_image(image, ras_from_voxel)
         elif seeds is None and self.interactive:
             seeds = seeds_of_case(image)
@@ -172,14 +182,20 @@ def load_weights(network: nn.Module, path: Path | str, device: torch.device | st
     return network.to(device).eval()
 
 
-def read_settings(folder: Path | str) -> dict[str, Any]:
-    """Read ``agent.json``, what a training needs to tell of its network and walk; InputError if it is not there."""
+def read_settings(folder: Path | str, weights: str | None = None) -> dict[str, Any]:
+    """Read ``agent.json``, what a training needs to tell of its network and walk; InputError if it is not there.
+
+    Where a folder holds several networks, the part that tells of ``<weights>.pt``; InputError if there is none.
+    """
     try:
-        return json.loads((Path(folder) / "agent.json").read_text(encoding="utf-8"))
+        settings = json.loads((Path(folder) / "agent.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("agent.json is missing: train the bundle first, or copy its models folder again") from None
     except (OSError, ValueError):
         raise InputError("agent.json: cannot be read as JSON; copy the bundle's models folder again") from None
+    if weights is not None and weights not in settings:
+        raise InputError(f"weights {weights!r} are unknown; expected one of {', '.join(sorted(settings)) or 'none'}")
+    return settings if weights is None else settings[weights]
 
 
 def _resolve(parser: ConfigParser, name: str) -> Any:

@@ -66,6 +66,8 @@ class SingleEnv(gymnasium.Env):
         """Picture (height, width, 3) uint8 of what the policy sees, or None without a render mode."""
         if self.render_mode is None:
             return None
+        if hasattr(self.task, "picture"):
+            return self.task.picture(self.path[-1])
         observation = self._observation()
         image = observation["image"] if isinstance(observation, dict) else observation
         trail = None

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from box_examples import small_localisation_task, small_volume_task
+from cutting_examples import small_cutting_task
 from probes import small_image_task, small_landmark_task, small_registration_task, small_seeding_task
+from track_examples import small_refinement_task, small_tracking_task
 
 from medrl.agents.actor_critic import A2C, PPO
 from medrl.agents.base import Agent
@@ -91,6 +94,11 @@ def policy_cloning() -> Training:
 
 # class name -> variants of a task of three cases at least
 TASKS: dict[str, list[Callable[[], Task]]] = {
+    "BoxRefinementTask": [small_refinement_task, lambda: small_refinement_task(frames=3, most=6, shaken=0.1)],
+    "CuttingTask": [
+        small_cutting_task,
+        lambda: small_cutting_task(random_start=False, jitter=0.1, moves=2, expert_context=1, history=2),
+    ],
     "ImageRegistrationTask": [
         small_image_task,
         lambda: small_image_task(size=(10, 9, 8), log_scales=(), overlap=False, untouched=0.5),
@@ -100,6 +108,11 @@ TASKS: dict[str, list[Callable[[], Task]]] = {
         lambda: small_landmark_task(settle=False, max_steps=40),
         lambda: small_landmark_task(observation="frames", frames=3),
     ],
+    "LocalisationTask": [
+        small_localisation_task,
+        lambda: small_localisation_task(near=1.0, crossed=1.0, crosses=1),
+        small_volume_task,
+    ],
     "RegistrationTask": [
         small_registration_task,
         lambda: small_registration_task(scaled=False, starts=torch.eye(4).expand(3, 2, 4, 4), max_steps=6),
@@ -108,6 +121,11 @@ TASKS: dict[str, list[Callable[[], Task]]] = {
         small_seeding_task,
         lambda: small_seeding_task(stop=False, sharpness=10.0, gains_stride=2),
         lambda: small_seeding_task(shape=(9, 8, 10), random_start=3),
+    ],
+    "TrackingTask": [
+        small_tracking_task,
+        lambda: small_tracking_task(group=5, clutter=0.5),
+        lambda: small_tracking_task(from_first=1.0, clutter=0.0),
     ],
 }
 AGENTS: dict[str, Callable[[], Training]] = {
