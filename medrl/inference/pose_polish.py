@@ -24,7 +24,6 @@ from medrl.types import InputError
 KEEP, KEEP_RESIZED = 3, 2  # poses of either kind that climb on at 8 mm; one climbs on at 4 mm
 MAYBE, SURELY = 0.01, 0.15  # nats gained at 8 mm by another size: worth a look at 4 mm, and beyond doubt
 ALIKE_MM = 2.0  # two poses closer than this need not climb both
-AGREE_MM, VOTE_MM = 6.0, 12.0  # two ends closer than this are one answer, at 8 mm and at 12 mm
 
 
 class Polished(NamedTuple):
@@ -33,8 +32,6 @@ class Polished(NamedTuple):
     matrix: Tensor  # (4, 4) RAS moving_from_fixed, float64
     start: int  # number of the end it came from
     information: float  # mutual information, nats
-    lead: float  # over that of the best other answer, at 8 mm
-    votes: float  # share of the ends that climbed to it at 12 mm
 
 
 def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_information: float) -> Polished:
@@ -49,15 +46,12 @@ def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_informat
     """
     rigid: list[End] = []
     resized: list[End] = []
-    reached: list[End] = []
     every = (len(starts),)
     if scaled is not True:
         far = _known(ascend(pair, _turned(pair, rigid_parts(starts, pair.fixed_centre)), keep=every, scaled=False))
-        reached += far
         rigid = _known(ascend(pair, [end.pose for end in far], keep=(KEEP,), scaled=False, first=1), far)
     if scaled is not False:
         far = _known(ascend(pair, _turned(pair, starts), keep=every, scaled=True, sizes_kept=True))
-        reached += far
         far = distinct(pair, far, KEEP_RESIZED) + rigid[:1]
         resized = _known(ascend_resized(pair, [end.pose for end in far], STAGES[1]), far)
     if not rigid and not resized:
@@ -70,9 +64,7 @@ def polish(pair: GridPair, starts: Tensor, *, scaled: bool | str, least_informat
         answers.append(_finish(pair, resized, scaled=True))
     if len(answers) == 2 and answers[1].information <= answers[0].information + least_information:
         answers.pop()
-    answer = pair.turn(answers[-1].matrix)
-    near = {end.start for end in reached if pair.distance_mm(end.pose, answer) < VOTE_MM}
-    return answers[-1]._replace(votes=len(near) / len(starts))
+    return answers[-1]
 
 
 def rigid_parts(matrices: Tensor, centre: Tensor) -> Tensor:
@@ -113,6 +105,4 @@ def _finish(pair: GridPair, middle: Sequence[End], *, scaled: bool) -> Polished:
     start = End(best.pose, information_at(pair, best.pose, STAGES[2]), 0)
     ends = [end for end in ascend(pair, [best.pose], keep=(1,), scaled=scaled, first=2) if plausible(end.pose)]
     last = max([start, *ends], key=lambda end: end.information)
-    others = [end.information for end in middle[1:] if pair.distance_mm(end.pose, best.pose) > AGREE_MM]
-    lead = best.information - max(others, default=0.0)
-    return Polished(pair.turn(last.pose), best.start, last.information, lead, votes=0.0)
+    return Polished(pair.turn(last.pose), best.start, last.information)

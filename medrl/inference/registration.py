@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from medrl.types import CONVERGED, NOT_CONVERGED, InputError, Registration
 MODES = ("agent", "climb")
 POLISHES = ("mutual_information", "none")
 INFORMATION = 60.0  # what a nat of mutual information counts beside the learned score, to choose without a polish
-FAR_MM = 50.0  # an answer that is farther from the agent's best end is as doubtful as one at this distance
 UNSURE = "the images do not fit convincingly in any pose: other patients, or too little overlap?"
 
 
@@ -57,7 +57,7 @@ class RegistrationInferer(Inferer):
     def __init__(
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
         least_information: float = 0.03, tries: int = 2, sure: float = 0.8,
-        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.5,
+        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.7,
         calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -134,17 +134,14 @@ class RegistrationInferer(Inferer):
         starts = torch.cat([ended.matrices, ended.candidates.spare])
         evidence = dict(ended.evidence)
         if grids is None:  # the agent's own measure stands in
-            best = Polished(starts[0], 0, evidence["information"], evidence["information"], 1.0)
+            best = Polished(starts[0], 0, evidence["information"])
         else:
             best = polish(grids, starts, scaled=self.scaled, least_information=self.least_information)
-        body_mm = fixed.body_mm[:: len(fixed.body_mm) // 500 + 1]
-        evidence |= {
-            "polished_information": best.information, "polished_lead": best.lead, "votes": best.votes,
-            "agent_mm": min(FAR_MM, float(registration_error_mm(starts[0], best.matrix, body_mm))),
-        }  # fmt: skip
+        resized = abs(math.log(float(torch.linalg.det(best.matrix[:3, :3]).abs()))) / 3
+        evidence |= {"polished_information": best.information, "resized": resized}
         walked = len(ended.matrices)
         path = ended.path[:, best.start] if best.start < walked else starts[best.start : best.start + 1]
-        moved_mm = float(registration_error_mm(path[-1], best.matrix, body_mm))
+        moved_mm = float(registration_error_mm(path[-1], best.matrix, fixed.body_mm[:: len(fixed.body_mm) // 500 + 1]))
         confidence = confidence_of(self.calibration, evidence)
         sure = confidence >= self.threshold
         return Registration(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 RIDGE = 1.0  # of standardised weights
-TELLING = ("polished_information", "polished_lead", "votes", "agent_mm")  # evidence that tells success
+TELLING = ("polished_information", "resized")  # evidence that tells success, and no more of it
 
 
 def fit_confidence(rows: Sequence[Mapping[str, float]], success: Sequence[bool]) -> dict[str, float]:

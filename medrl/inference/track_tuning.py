@@ -22,7 +22,7 @@ RULES: dict[str, Sequence[Any]] = {
     "probation": (0, 2, 3), "lowest": (0.0, 0.4, 0.6), "newest": (0.0, 0.5, 0.7), "crowded": (0.3, 0.5, 0.7, 1.0),
 }  # fmt: skip
 POLICIES: dict[str, Sequence[Any]] = {
-    "confirm": (2, 3, 4), "crowded": (0.3, 0.5, 0.7), "newest": (0.0, 0.5), "lowest": (0.0, 0.4)
+    "confirm": (2, 3, 4), "crowded": (0.2, 0.35, 0.5, 0.7), "newest": (0.0, 0.5), "lowest": (0.0, 0.4)
 }
 
 
