@@ -70,30 +70,30 @@ def follow(task: LocalisationTask, network: nn.Module, state: LocalisationState)
 
 @torch.no_grad()
 def search(
-    task: LocalisationTask, network: nn.Module, case: Tensor, *, limit: int = 4, floor: float = -3.0,
-    attended: bool = True,
+    task: LocalisationTask, network: nn.Module, case: Tensor, *, limit: int = 4, patience: int = 0,
+    floor: float = -3.0, attended: bool = True,
 ) -> Found:  # fmt: skip
     """Search images ``case`` (N,) from the five starts, mark the best box by a cross, and search again.
 
     Every round takes the box that the network believes to fit best, among all that were attended, or only among those
-    where it triggered.  Boxes on an earlier find do not count.  An image is done with ``limit`` finds, or as soon as
-    the best logit of a round is below ``floor``.
+    where it triggered.  Boxes on an earlier find do not count.  A find with a logit below ``floor`` does not convince:
+    an image is done with ``limit`` finds that do, or after more than ``patience`` that do not.
     """
     device, starts, dims = task.cases.device, len(task.starts), task.cases.dims
     count = len(case)
-    limit = min(limit, task.crosses + 1)
+    rounds = limit + patience
     found = Found(
-        torch.zeros(count, limit, 2 * dims, device=device), torch.full((count, limit), -torch.inf, device=device),
-        torch.zeros(count, limit, dtype=torch.long, device=device),
-        torch.zeros(count, limit, dtype=torch.long, device=device), [[] for _ in range(count)],
+        torch.zeros(count, rounds, 2 * dims, device=device), torch.full((count, rounds), -torch.inf, device=device),
+        torch.zeros(count, rounds, dtype=torch.long, device=device),
+        torch.zeros(count, rounds, dtype=torch.long, device=device), [[] for _ in range(count)],
     )  # fmt: skip
-    open_ = torch.arange(count, device=device)
-    for number in range(limit):
+    open_, spent = torch.arange(count, device=device), torch.zeros(count, dtype=torch.long, device=device)
+    for number in range(rounds):
         if len(open_) == 0:
             break
         many = len(open_)
         start = task.start(case[open_].repeat(starts), torch.arange(starts, device=device).repeat_interleave(many))
-        crossed = torch.zeros(many, task.crosses, 2 * dims, device=device)
+        crossed = torch.zeros(many, max(task.crosses, rounds - 1), 2 * dims, device=device)
         crossed[:, :number] = found.box[open_, :number]
         walks = follow(task, network, start._replace(found=crossed.half().repeat(starts, 1, 1)))
         candidate = walks.logit if attended else _triggered_only(walks)
@@ -107,10 +107,12 @@ def search(
         found.steps[open_, number] = walks.steps[row]
         cost = walks.steps.unflatten(0, (starts, many))
         before = torch.arange(starts, device=device)[:, None] <= walk
-        found.spent[open_, number] = (cost * before).sum(0)
+        found.spent[open_, number] = spent[open_] + (cost * before).sum(0)
+        spent[open_] += cost.sum(0)
         for place, image in enumerate(open_.tolist()):
             found.paths[image].append(walks.box[: int(walks.steps[row[place]]) + 1, int(row[place])].cpu())
-        open_ = open_[best >= floor]
+        convinced = (found.logit[open_] >= floor).sum(1)
+        open_ = open_[(convinced < limit) & (number + 1 - convinced <= patience)]
     return found
 
 
@@ -134,14 +136,15 @@ class LocalisationInferer(Inferer):
     """Detections of one picture or volume, as ``medrl.inference.localisation_transforms.LoadSmallImaged`` reads it.
 
     ``calibration`` (slope, bias) makes a chance of the network's logit; what is below ``threshold`` is not reported,
-    so that an image may hold nothing.  ``view``, ``alpha``, ``least``, ``max_steps`` are those of `LocalisationTask`.
-    ``answers`` "attended" judges every box on the way, "trigger" only those where the agent triggered.
+    so that an image may hold nothing; ``limit`` and ``patience`` are those of `search`.  ``view``, ``alpha``,
+    ``least``, ``max_steps`` are those of `LocalisationTask`.  ``answers`` "attended" judges every box on the way,
+    "trigger" only those where the agent triggered.
     """
 
     def __init__(
         self, *, dims: int = 2, channels: int = 1, view: int = 24, alpha: float = 0.2, least: float = 3.0,
-        max_steps: int = 40, limit: int = 4, threshold: float = 0.5, calibration: Sequence[float] = (1.0, 0.0),
-        answers: str = "attended", longest: int = 64,
+        max_steps: int = 40, limit: int = 4, patience: int = 2, threshold: float = 0.5,
+        calibration: Sequence[float] = (1.0, 0.0), answers: str = "attended", longest: int = 64,
     ) -> None:  # fmt: skip
         super().__init__()
         if answers not in ("attended", "trigger"):
@@ -150,7 +153,7 @@ class LocalisationInferer(Inferer):
             raise InputError(f"threshold is {threshold}; expected a chance between 0 and 1")
         self.dims, self.channels, self.longest = dims, channels, longest
         self.task_options = {"view": view, "alpha": alpha, "least": least, "max_steps": max_steps}
-        self.limit, self.threshold, self.answers = int(limit), float(threshold), answers
+        self.limit, self.patience, self.threshold, self.answers = int(limit), int(patience), float(threshold), answers
         self.slope, self.bias = map(float, calibration)
         self.task_options["crosses"] = max(1, self.limit - 1)
 
@@ -175,7 +178,10 @@ class LocalisationInferer(Inferer):
         least = self.threshold if threshold is None else threshold
         floor = (np.log(max(least, 1e-4) / max(1 - least, 1e-4)) - self.bias) / self.slope
         case = torch.arange(len(cases), device=cases.device)
-        found = search(task, network, case, limit=self.limit, floor=float(floor), attended=self.answers == "attended")
+        found = search(
+            task, network, case, limit=self.limit, patience=self.patience, floor=float(floor),
+            attended=self.answers == "attended",
+        )  # fmt: skip
         chance = torch.sigmoid(self.slope * found.logit + self.bias).cpu()
         out: list[list[Detection]] = []
         for row in range(len(cases)):
