@@ -32,12 +32,13 @@ class CuttingInferer(Inferer):
 
     The agent works on a copy of the video whose longest side is ``longest`` pixels at most; the cutter's answers are
     drawn at full size.  Where objects overlap, the one with the larger logit has the pixel.  A given box is cut first,
-    so that there is a mask.  ``options`` go to `medrl.tasks.cutting.CuttingTask`.
+    so that there is a mask.  ``context`` takes the place of the policy's choice of context.  ``options`` go to
+    `medrl.tasks.cutting.CuttingTask`.
     """
 
-    def __init__(self, *, longest: int = 128, **options: Any) -> None:
+    def __init__(self, *, longest: int = 128, context: int | None = None, **options: Any) -> None:
         super().__init__()
-        self.longest, self.options = longest, options
+        self.longest, self.context, self.options = longest, context, options
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: nn.Module, given: Sequence[GivenVideo]) -> list[CutVideo]:  # type: ignore[override]
@@ -47,7 +48,7 @@ class CuttingInferer(Inferer):
     def cut(self, frames: Tensor, network: nn.Module, given: GivenVideo) -> CutVideo:
         """Cut a video (T, 3, H, W) by the policy."""
         task, state = self.start(frames, network, given)
-        return self._drawn(task, follow(task, network.policy, state), frames, given)
+        return self._drawn(task, follow(task, network.policy, state, context=self.context), frames, given)
 
     def cut_by_rule(
         self, frames: Tensor, network: nn.Module, given: GivenVideo, rule: Rule, *, context: int, truth: Tensor

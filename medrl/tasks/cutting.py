@@ -41,7 +41,7 @@ class CuttingState(NamedTuple):
     context: Tensor  # (B,) int8, the choice that the mask was cut with
     mask: Tensor  # (B, P) uint8: the cutter's mask of this frame, bit-packed
     previous: Tensor  # (B, P) uint8: the mask of the frame before
-    start: Tensor  # (B,) float32, IoU of the mask of the frame before with this frame's truth
+    start: Tensor  # (B,) float32, IoU of this frame's first mask, cut before any move, with the truth
     history: Tensor  # (B, K, 2) int8: the last actions, latest first; -1 where there was none
     step: Tensor  # (B,) int8, moves made in this frame
     ended: Tensor  # (B,) bool
@@ -124,12 +124,12 @@ class CuttingTask(Task):
         frame = state.frame + onward.to(torch.int16)
         previous = torch.where(onward[:, None], state.mask, state.previous)
         mask = self.cut(state.case, frame, box, context, previous)
+        start = torch.where(onward, self.agreement(state.case, frame, mask), state.start)
         now = torch.stack([moved, context], 1).to(torch.int8)[:, None]
         return CuttingState(
             state.case, frame, torch.where(over[:, None], state.box, box),
             torch.where(over, state.context, context.to(torch.int8)),
-            torch.where(over[:, None], state.mask, mask), previous,
-            torch.where(onward, self.agreement(state.case, frame, previous), state.start),
+            torch.where(over[:, None], state.mask, mask), previous, start,
             torch.cat([now, state.history], 1)[:, : self.history],
             torch.where(stop, 0, state.step + 1).to(torch.int8), over,
         )  # fmt: skip
@@ -144,20 +144,12 @@ class CuttingTask(Task):
 
     def expert(self, state: CuttingState) -> Tensor:
         """(B, 2): greedy in the box, by the truth's box; then in the context, by the truth's mask."""
-        case, frame = state.case.long(), state.frame.long()
-        truth, there = self.cases.box[case, frame], self.cases.present[case, frame]
-        rows, every = len(case), torch.arange(MOVES + 1, device=case.device)
-        boxes = self._after(
-            case.repeat_interleave(MOVES + 1), state.box.repeat_interleave(MOVES + 1, 0), every.repeat(rows)
-        )
-        gain = iou(boxes.reshape(rows, MOVES + 1, 4), truth[:, None]) - iou(state.box, truth)[:, None]
-        gain = torch.cat([gain[:, :STOP], torch.full_like(gain[:, :1], self.worthwhile)], 1)
-        moved = torch.where(there, gain.argmax(1), STOP)
+        rows, moved = len(state.case), self.action_gains(state)[:, : MOVES + 1].argmax(1)
         if self.expert_context is not None:
             return torch.stack([moved, torch.full_like(moved, self.expert_context)], 1)
         count = len(self.contexts)
         many = CuttingState(*(value.repeat_interleave(count, 0) for value in state))
-        context = torch.arange(count, device=case.device).repeat(rows)
+        context = torch.arange(count, device=moved.device).repeat(rows)
         after = self.advance(many, torch.stack([moved.repeat_interleave(count), context], 1))
         return torch.stack([moved, self.score(after).reshape(rows, count).argmax(1)], 1)
 
@@ -187,6 +179,17 @@ class CuttingTask(Task):
         return frame.permute(1, 2, 0).round().to(torch.uint8).cpu().numpy()
 
     # -- what rewards, baselines and inferers use beside the contract ---------------------------------------------
+
+    def action_gains(self, state: CuttingState) -> Tensor:
+        """What every choice gains (B, 9 + 3): IoU of the box with the truth's; nothing is known of contexts, 0."""
+        case, frame = state.case.long(), state.frame.long()
+        truth, there = self.cases.box[case, frame], self.cases.present[case, frame]
+        rows, every = len(case), torch.arange(MOVES, device=case.device)
+        boxes = self._after(case.repeat_interleave(MOVES), state.box.repeat_interleave(MOVES, 0), every.repeat(rows))
+        gain = iou(boxes.reshape(rows, MOVES, 4), truth[:, None]) - iou(state.box, truth)[:, None]
+        gain = torch.where(there[:, None], gain, 0.0)
+        stop = torch.full_like(gain[:, :1], self.worthwhile)
+        return torch.cat([gain, stop, torch.zeros((rows, len(self.contexts)), device=case.device)], 1)
 
     def stops(self, state: CuttingState, action: Tensor) -> Tensor:
         """(B,) bool: the action ends the frame, by choice or because there are no more moves."""

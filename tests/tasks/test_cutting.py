@@ -114,11 +114,12 @@ def test_scores_and_gains_by_hand():
     state = after(task, first(task), "stop", context=0)
     # the square has moved by two columns; the context box ends at 9.6: columns 5 to 8 and, its centre at 9.5, 9
     assert task.score(state).item() == pytest.approx(5 / 6)
-    assert state.start.item() == pytest.approx(4 / 8)  # what the mask before still covers
+    assert state.start.item() == pytest.approx(5 / 6)
+    assert task.reward(state, act("stop"), after(task, state, "stop")).item() == 0.0  # nothing done
     state = after(task, state, "right", context=0)  # it ends at 10.2: the same
     better = after(task, state, "right", context=0)
     assert task.gain(state, act("right"), better).item() == pytest.approx(1 / 6, abs=1e-6)
-    assert task.gain(better, act("stop"), after(task, better, "stop")).item() == pytest.approx(1 / 2)
+    assert task.gain(better, act("stop"), after(task, better, "stop")).item() == pytest.approx(1 / 6, abs=1e-6)
     assert task.reward(state, act("right"), better).item() == 1.0
     assert task.reward(better, act("stop"), after(task, better, "stop")).item() == 3.0
     worse = after(task, better, *["left"] * 6, context=0)
@@ -151,6 +152,17 @@ def test_the_expert_takes_the_context_of_the_best_mask():
         scores = [task.score(task.advance(state, torch.stack([moved, torch.full_like(moved, n)], 1))) for n in range(3)]
         assert int(torch.stack(scores).argmax()) == best, scores
         assert task.expert(state)[0, 1] == best
+
+
+def test_gains_of_boxes_by_hand_and_none_of_contexts():
+    task = small_cutting_task(jitter=0.0)
+    state = after(task, first(task), "stop")
+    gains = task.action_gains(state)
+    assert gains.shape == (1, 9 + 3)
+    # [3, 4, 9, 10] and the truth [5, 4, 11, 10] share 24 of 48; after a shift of 0.6 to the right 27.6 of 44.4
+    assert gains[0, 0].item() == pytest.approx(27.6 / 44.4 - 0.5, abs=1e-5)
+    assert gains[0, STOP].item() == pytest.approx(0.01)
+    assert gains[0, 9:].tolist() == [0, 0, 0]
 
 
 def test_two_empty_masks_agree():
