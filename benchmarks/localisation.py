@@ -1,10 +1,11 @@
 """Active object localisation: agent, cloning, regressor, controls and ceiling; or, with --speed, steps a second.
 
-    python benchmarks/localisation.py --output OUT [--seeds 3] [--data BOXES] [--arms ...]
+    python benchmarks/localisation.py --output OUT [--seeds 0 1 2] [--arms ...]
+    python benchmarks/localisation.py --output OUT --data BOXES --clone-updates 300 --updates 200
     python benchmarks/localisation.py --speed
 
-Without ``--data`` on procedural pictures (2,000 to learn from, 0 to 3 targets each; 200 to calibrate; 500 with one
-target and 500 with 0 to 3 to measure on, never looked at before); with it on a folder of
+Without ``--data`` on procedural pictures (2,000 to learn from, 0 to 3 targets each; 100 to calibrate; 500 with one
+target and 252 with 0 to 3 to measure on, of other seeds); with it on a folder of
 ``data_scripts/prepare_boxes.py``.  OUT gets ``<arm>_<seed>.pt``, and results.json with every figure; arms that are
 there already are not run again.
 """
@@ -39,9 +40,9 @@ def procedural() -> dict[str, BoxCases]:
     """The sections of the procedural set; seeds differ."""
     return {
         "training": draw_box_cases(2000, np.random.default_rng(1)).mirrored(),
-        "validation": draw_box_cases(200, np.random.default_rng(2)),
+        "validation": draw_box_cases(100, np.random.default_rng(2)),
         "test": draw_box_cases(500, np.random.default_rng(3), targets=(1,)),
-        "many": draw_box_cases(500, np.random.default_rng(4), targets=MANY),
+        "many": draw_box_cases(252, np.random.default_rng(4), targets=MANY),
     }
 
 
@@ -72,10 +73,10 @@ def speed() -> None:
     lines = [(f"environment steps/s, rows: {rows}", figure(steps_per_second(rows))) for rows in (1, 16, 256)]
     setting = Setting(clone_updates=20, updates=40, log_every=10_000)
     cases = draw_box_cases(64, np.random.default_rng(0))
-    for arm in ("cloning", "cloning, then DQN"):
+    for arm, updates in (("cloning", 20), ("DQN from scratch", 60)):
         start = time.perf_counter()
         train(cases, arm, seed=0, setting=setting)
-        lines.append((f"updates/s, {arm}", figure(60 / (time.perf_counter() - start))))
+        lines.append((f"updates/s of 128, {arm}", figure(updates / (time.perf_counter() - start))))
     print(markdown(("what", "figure"), lines))
 
 

@@ -66,7 +66,7 @@ class Setting:
     """Sizes of a training."""
 
     clone_updates: int = 600
-    updates: int = 400
+    updates: int = 1200
     batch_size: int = 128
     num_envs: int = 32
     learning_rate: float = 1e-3

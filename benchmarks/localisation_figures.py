@@ -65,16 +65,18 @@ def random_walks(sections: dict[str, BoxCases], steps: int = 12) -> dict[str, An
 
 
 @torch.no_grad()
-def agent_answers(network: LocalisationNet, cases: BoxCases, *, attended: bool = True, limit: int = LIMIT) -> Any:
-    """Detections of all images: boxes (K, 2 D), logits (K,), steps (K,), actions spent (K,)."""
+def agent_answers(
+    network: LocalisationNet, cases: BoxCases, *, attended: bool = True, limit: int = LIMIT, patience: int = 2,
+    floor: float = -2.5,
+) -> Any:  # fmt: skip
+    """Detections of all images, best first: boxes (K, 2 D), logits (K,), steps (K,), actions spent (K,)."""
     task, out = LocalisationTask(cases), []
     for part in torch.arange(len(cases)).split(PART):
-        found = search(task, network, part, limit=limit, floor=-2.5, attended=attended)
-        kept = found.logit.isfinite()
-        out += [
-            (found.box[n][kept[n]], found.logit[n][kept[n]], found.steps[n][kept[n]], found.spent[n][kept[n]])
-            for n in range(len(part))
-        ]
+        found = search(task, network, part, limit=limit, patience=patience, floor=floor, attended=attended)
+        for n in range(len(part)):
+            order = found.logit[n].argsort(descending=True)
+            order = order[found.logit[n][order].isfinite()]
+            out.append((found.box[n][order], found.logit[n][order], found.steps[n][order], found.spent[n][order]))
     return out
 
 
@@ -104,9 +106,10 @@ def measure_agent(
     """
     network.eval()
     figures = {} if brief else _measure(lambda cases: agent_answers(network, cases), sections)
+    floor = figures.get("threshold_logit", 0.0)
     cases = sections["test"]
     for name, attended in (("", True),) if brief else (("", True), ("trigger_", False)):
-        found = agent_answers(network, cases, attended=attended, limit=1)
+        found = agent_answers(network, cases, attended=attended, limit=1, floor=floor)
         figures |= {f"{name}{key}": value for key, value in _rates(_first_iou(found, cases)).items()}
         if attended:
             figures["steps"] = float(np.median([int(f[2][0]) for f in found if len(f[2])]))
@@ -144,7 +147,7 @@ def _measure(answers: Any, sections: dict[str, BoxCases]) -> dict[str, Any]:
     threshold = best_threshold(tuned)
     images = _judged(answers(cases), cases)
     chance = float(1 / (1 + np.exp(-slope * threshold - bias)))
-    figures: dict[str, Any] = {"slope": slope, "bias": bias, "threshold": chance}
+    figures: dict[str, Any] = {"slope": slope, "bias": bias, "threshold": chance, "threshold_logit": threshold}
     measures: dict[str, Callable[[Sequence[Judged]], float]] = {
         "ap50": average_precision, "f1": lambda part: f1(part, threshold),
         "image_f1": lambda part: image_f1(part, threshold),

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medrl.data.track_phantoms import COLOURS, Phantom
+from medrl.data.track_phantoms import COLOURS, Phantom, render
+from medrl.data.track_pictures import appearances
 from medrl.data.tracks import Boxes, Video
 from medrl.geometry.box_motion import Motion, MotionNoise, box_of, predict, start, update
 from medrl.geometry.boxes import iou_matrix
@@ -73,10 +74,9 @@ class TrackCases:
     def from_phantoms(
         cls, phantoms: Sequence[Phantom], *, noise: MotionNoise | None = None, appearance: float = 0.5
     ) -> TrackCases:
-        """Of procedural videos; the first ``appearance`` (a share) of every two or more show their colours."""
-        count = len(phantoms)
-        shown = [int((n + 1) * appearance) > int(n * appearance) for n in range(count)]
-        looks = [p.appearance if show else None for p, show in zip(phantoms, shown, strict=True)]
+        """Of procedural videos; a share of them, ``appearance``, is rendered, and its colours are known."""
+        shown = [int((n + 1) * appearance) > int(n * appearance) for n in range(len(phantoms))]
+        looks = [appearances(p.video, render(p)) if show else None for p, show in zip(phantoms, shown, strict=True)]
         return cls(stack_videos([p.video for p in phantoms], looks), noise=noise)
 
     @classmethod

@@ -74,17 +74,17 @@ def write_pictures(folder: Path | str, name: str, video: Video, tracks: Boxes, *
     return files
 
 
-def appearances(video: Video) -> np.ndarray | None:
-    """(detections, 9) mean red, green and blue, 0 to 1, of the thirds of every detection; None without frames."""
-    if not video.pictures:
-        return None
-    from PIL import Image
+def appearances(video: Video, frames: np.ndarray | None = None) -> np.ndarray | None:
+    """(detections, 9) mean red, green and blue, 0 to 1, of the thirds of every detection; None without pictures.
 
+    ``frames`` (T, H, W, 3) uint8 stand for the video's own pictures.
+    """
+    if frames is None and not video.pictures:
+        return None
     width, height = video.size
     found = np.zeros((len(video.detections), 9), np.float32)
     for frame in np.unique(video.detections.frame):
-        with Image.open(video.pictures[frame]) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        pixels = _pixels(video, frame) if frames is None else frames[frame]
         for n in np.flatnonzero(video.detections.frame == frame):
             left, top, right, bottom = video.detections.box[n]
             left, right = (int(np.clip(x, 0, width)) for x in (np.floor(left), np.ceil(right)))
@@ -94,3 +94,11 @@ def appearances(video: Video) -> np.ndarray | None:
                 if part.size:
                     found[n, 3 * third : 3 * third + 3] = part.reshape(-1, 3).mean(0) / 255
     return found
+
+
+def _pixels(video: Video, frame: int) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    from PIL import Image
+
+    with Image.open(video.pictures[frame]) as picture:
+        return np.asarray(picture.convert("RGB"))

@@ -128,6 +128,7 @@ def motmetrics_table(accumulators: Mapping[str, Any]) -> dict[str, dict[str, flo
     finally:
         root.setLevel(level)
     table = table.rename(index={"OVERALL": "overall"})
+    table = table.fillna(0.0)  # the precision of no answer at all
     return {str(name): {key: float(row[theirs]) for key, theirs in NAMES.items()} for name, row in table.iterrows()}
 
 

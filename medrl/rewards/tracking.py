@@ -28,3 +28,14 @@ class Identity(Shape):
         shown = torch.where(good, self.right, -self.wrong)
         silent = torch.where(task.alive(next_state), -self.hidden, 0.0)
         return torch.where(task.shown(next_state), shown, silent)
+
+
+class Mistake(Shape):
+    """One for an association that others pay for; subtract a multiple of it.
+
+    A detection of the row's own object that is left over starts the object a second time; one that is taken from
+    another object is missing there.
+    """
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        return task.mistaken(state, action).float()

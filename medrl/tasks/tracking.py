@@ -126,8 +126,7 @@ class TrackingTask(Task):
     def advance(self, state: TrackingState, action: Tensor) -> TrackingState:
         """Go on to the next frame."""
         frame, clip, case = self._next(state), self.cases.clip, state.case.long()
-        ahead = predict(state.motion, self.noise)
-        candidate, exists, _ = likeliest(ahead, self.noise, clip.box[case, frame], clip.exists[case, frame])
+        candidate, exists, ahead = self._candidates(state, frame)
         choice = action.long().clamp(max=CANDIDATES - 1)[:, None]
         which = candidate.gather(1, choice)[:, 0]
         taken = (action < CANDIDATES) & exists.gather(1, choice)[:, 0]
@@ -149,8 +148,7 @@ class TrackingTask(Task):
     def expert(self, state: TrackingState) -> Tensor:
         """The object's own detection; else show the prediction where it is right; else wait while the object lasts."""
         frame, clip, case = self._next(state), self.cases.clip, state.case.long()
-        ahead = predict(state.motion, self.noise)
-        candidate, exists, _ = likeliest(ahead, self.noise, clip.box[case, frame], clip.exists[case, frame])
+        candidate, exists, ahead = self._candidates(state, frame)
         owner = clip.owner[case, frame].gather(1, candidate)
         own = exists & (owner == state.slot[:, None]) & (state.slot >= 0)[:, None]
         box, present = self._truth(state, frame)
@@ -175,6 +173,17 @@ class TrackingTask(Task):
         """(B,) bool: not deleted."""
         return ~state.deleted
 
+    def mistaken(self, state: TrackingState, action: Tensor) -> Tensor:
+        """(B,) bool: the action leaves the object's own detection, or takes another's; never in an empty slot."""
+        frame, case, action = self._next(state), state.case.long(), action.long()
+        candidate, exists, _ = self._candidates(state, frame)
+        owner = torch.where(exists, self.cases.clip.owner[case, frame].gather(1, candidate), NOBODY)
+        own = owner == state.slot[:, None]
+        taken = own.new_zeros(len(own), len(ACTIONS)).scatter(1, action[:, None], True)[:, :CANDIDATES]
+        left = (own & ~taken).any(1) & (state.slot >= 0)
+        stolen = (taken & ~own & (owner != NOBODY)).any(1)
+        return (left | stolen) & (state.slot != EMPTY)
+
     def view(self, state: TrackingState) -> View:
         """What the rows see of their next frames."""
         case, frame, clip = state.case.long(), self._next(state), self.cases.clip
@@ -186,6 +195,12 @@ class TrackingTask(Task):
             self.cases.shared[case, frame],
         )  # fmt: skip
         return look(predict(state.motion, self.noise), self.noise, state.record, seen)
+
+    def _candidates(self, state: TrackingState, frame: Tensor) -> tuple[Tensor, Tensor, Motion]:
+        """Candidates (B, C) in frames (B,), whether they exist, and the motions predicted for them."""
+        clip, case, ahead = self.cases.clip, state.case.long(), predict(state.motion, self.noise)
+        candidate, exists, _ = likeliest(ahead, self.noise, clip.box[case, frame], clip.exists[case, frame])
+        return candidate, exists, ahead
 
     def _next(self, state: TrackingState) -> Tensor:
         """(B,) the frame after a state's, or the last one."""

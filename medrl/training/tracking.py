@@ -43,7 +43,7 @@ class TrackingData:
         if folder:
             everything = [read_video(path, truth=True) for path in find_videos(folder).values()]
             if len(everything) <= held:
-                raise InputError(f"{Path(folder).name}: {len(everything)} videos, but {held} are to be held out; add some")
+                raise InputError(f"{Path(folder).name}: {len(everything)} videos, of which {held} are to be held out")
             training, self.validation = everything[: len(everything) - held], everything[len(everything) - held :]
         else:
             phantoms = draw_videos(videos, 2 * seed, **options)

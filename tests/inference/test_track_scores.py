@@ -57,6 +57,15 @@ def test_as_motmetrics():
         assert table["overall"]["switches"] > 0
 
 
+def test_no_answer_has_figures_too():
+    pytest.importorskip("motmetrics")
+    video = small_phantoms(1)[0].video
+    table = motmetrics_table({"clip": accumulate(video.truth, tracks(), video.frames)})
+    ours = summarise([count_video(video.truth, tracks(), video.frames)])
+    assert table["overall"] == pytest.approx(ours)
+    assert ours["precision"] == 0
+
+
 def test_intervals_hold_the_value():
     videos = [phantom.video for phantom in small_phantoms(4)]
     answers = Tracker(Overlap(coast=2), MotionNoise()).track_all(videos)

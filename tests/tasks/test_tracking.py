@@ -9,7 +9,7 @@ from track_examples import small_tracking_task
 from medrl.environment import Environment
 from medrl.geometry.boxes import iou
 from medrl.rewards.scores import AtStop
-from medrl.rewards.tracking import Identity
+from medrl.rewards.tracking import Identity, Mistake
 from medrl.tasks.tracking import ACTIONS, BLOCK, DELETE, EMPTY, IGNORE, TrackingTask
 
 
@@ -70,6 +70,30 @@ def test_rewards_count_identity(task):
     assert reward(task, state, action, astray)[:2].tolist() == [-0.5, -0.5]
     whole = AtStop(threshold=0.7)(task, state, action, after)  # ADNet's label
     assert whole.tolist() == [0, 0, 0, -1]
+
+
+def test_mistakes_are_those_that_others_pay_for(task):
+    environment = Environment(task, num_envs=32, seed=0)
+    environment.reset()
+    kinds = set()
+    for number in range(20):
+        state = environment.state
+        case, frame = state.case.long(), task._next(state)
+        candidate = task.view(state).candidate
+        owner = task.cases.clip.owner[case, frame].gather(1, candidate)
+        owner = torch.where(task.view(state).exists, owner, -1)
+        action = torch.randint(6, (32,), generator=torch.Generator().manual_seed(number))
+        told = task.mistaken(state, action)
+        for row, (mine, others) in enumerate(zip(state.slot.tolist(), owner.tolist(), strict=True)):
+            taken = others[int(action[row])] if action[row] < IGNORE else -1
+            wrong = (mine in others and taken != mine) or taken not in (-1, mine)
+            assert bool(told[row]) == wrong
+            kinds.add((wrong, taken == mine, mine in others))
+        assert not task.mistaken(state, task.expert(state)).any()
+        cost = Mistake()(task, state, action, task.advance(state, action))
+        assert torch.equal(cost, told.float())
+        environment.step(task.expert(state))
+    assert len(kinds) >= 4
 
 
 def test_the_oracle(task):
