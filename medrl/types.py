@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What an agent answers: ``action`` (B,), or (B, H) of H choices, the memory to hand back at the next call, ``value`` (B,)."""
+    """What an agent answers: ``action`` (B,), or (B, H) of H choices, the next memory, and ``value`` (B,)."""
 
     action: Tensor
     memory: Any = None
