@@ -108,8 +108,11 @@ def read_video(folder: Path | str, *, truth: bool = False, last_frame: int = 0) 
             )
         if size is not None and size != info[1]:
             raise InputError(f"{name}/img1: frames of {_text(size)} pixels, but seqinfo.ini tells of {_text(info[1])}")
-        if not pictures and length > wanted:
-            raise InputError(f"{name}/{path.name}: frame {length}, but seqinfo.ini tells of {wanted} frames")
+        if length > wanted:
+            raise InputError(
+                f"{name}/{path.name}: frame {length}, but seqinfo.ini tells of {wanted} frames (to stop earlier: "
+                f"--last_frame {wanted})"
+            )
         size, length = info[1], wanted
     if pictures:
         if length > len(pictures) and info is None:

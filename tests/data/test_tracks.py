@@ -85,6 +85,10 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         ({"text": GOOD, "frames": 2, "info": (3, 64, 48)}, "img1: frame 3 is missing; .* --last_frame 2"),
         ({"text": GOOD, "frames": 2, "info": (2, 60, 48)}, "frames of 64 x 48 pixels, but seqinfo.ini tells of 60"),
         ({"text": GOOD + "7,-1,1,1,5,5,1\n", "info": (3, 64, 48)}, "frame 7, but seqinfo.ini tells of 3 frames"),
+        (
+            {"text": GOOD + "7,-1,1,1,5,5,1\n", "frames": 3, "info": (3, 64, 48)},
+            "frame 7, but seqinfo.ini tells of 3 frames",
+        ),
         ({"text": GOOD, "info": (0, 64, 48)}, "seqinfo.ini: expected seqLength"),
         ({"text": GOOD, "truth": "1,1,1,1,5,5,1\n1,1,2,2,5,5,1\n"}, "gt.txt, line 2 .*identity 1 twice"),
     ],
