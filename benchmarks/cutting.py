@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from registration_ablation import Shuffled
+from loops import Shuffled, rollouts
 from report import markdown
 from torch import Tensor, nn
 
@@ -78,14 +78,8 @@ def improve(
     if kind is PolicyCloning:
         common |= {"environment": environment, "mix_updates": max(1, updates // 2)}
     agent = kind(network, **common)
-    observation, start = environment.reset(), time.perf_counter()
-    for update in range(updates):
-        while not agent.ready:
-            state = environment.state
-            action = agent.act(observation, explore=True).action
-            step = environment.step(action)
-            agent.record(state, action, step)
-            observation = step.observation
+    start = time.perf_counter()
+    for update, _ in zip(range(updates), rollouts(agent, environment), strict=False):
         parts = agent.learn()
         if update % 10 == 9:
             shown = {name: round(float(value), 3) for name, value in parts.items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loops import Shuffled
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -21,22 +22,11 @@ from medrl.environment import Environment
 from medrl.experience import Replay
 from medrl.geometry.boxes import from_middle_and_size, iou, keep_valid, middle_and_size
 from medrl.networks.localisation import BoxRegressor, LocalisationNet
-from medrl.rewards.scores import AtStop, Gain, Shape, Sign
+from medrl.rewards.scores import AtStop, Gain, Sign
 from medrl.tasks.localisation import LocalisationTask
 from medrl.training.guidance import PositiveReward
 
 logger = logging.getLogger(__name__)
-
-
-class Shuffled(Shape):
-    """The rewards of other rows: right on average, of no use to anybody."""
-
-    def __init__(self, part: Any, seed: int = 0) -> None:
-        self.part, self.generator = part, torch.Generator().manual_seed(seed)
-
-    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
-        reward = self.part(task, state, action, next_state)
-        return reward[torch.randperm(len(reward), generator=self.generator).to(reward.device)]
 
 
 REWARD = Sign(Gain(per_step_length=False)) + AtStop(threshold=0.6, eta=3.0)

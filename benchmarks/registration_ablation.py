@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loops import Shuffled, rollouts
 from torch import Tensor, nn
 
 from medrl.agents.actor_critic import A2C, PPO
@@ -30,7 +31,7 @@ from medrl.environment import Environment
 from medrl.geometry.poses import Pose, from_matrices
 from medrl.inference.policy_walk import look_ahead, walk
 from medrl.networks.policy import PolicyNet, PolicyOutput
-from medrl.rewards.scores import AtStop, Gain, Score, Shape, StepCost
+from medrl.rewards.scores import AtStop, Gain, Score, StepCost
 from medrl.rewards.similarity import InformationGain, SimilarityGain
 from medrl.rollout import Rollout
 from medrl.tasks.registration import RegistrationTask
@@ -41,17 +42,6 @@ logger = logging.getLogger(__name__)
 
 POINTS = (100, 150)  # of the pool's, coarse and fine: enough for a comparison
 AT_STOP, STEP = AtStop(threshold=-6.0), 0.01 * StepCost()
-
-
-class Shuffled(Shape):
-    """The rewards of other rows: right on average, of no use to anybody."""
-
-    def __init__(self, part: Any, seed: int = 0) -> None:
-        self.part, self.generator = part, torch.Generator().manual_seed(seed)
-
-    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
-        reward = self.part(task, state, action, next_state)
-        return reward[torch.randperm(len(reward), generator=self.generator).to(reward.device)]
 
 
 GAIN = 0.1 * Gain(per_step_length=False) - 2.0 * STEP
@@ -167,14 +157,7 @@ def train(
             agent = kind(
                 network, rollout=rollout, gamma=0.97, entropy=0.005, learning_rate=7e-4, updates=count, seed=seed
             )
-        observation = environment.reset()
-        for number in range(count):
-            while not agent.ready:
-                state = environment.state
-                action = agent.act(observation, explore=True).action
-                step = environment.step(action)
-                agent.record(state, action, step)
-                observation = step.observation
+        for number, _ in zip(range(count), rollouts(agent, environment), strict=False):
             agent.learn()
             if validate is not None and number % 10 == 9:
                 validate(agent.average)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loops import Shuffled, rollouts
 from torch import Tensor, nn
 
 from medrl.agents.actor_critic import PPO
@@ -37,7 +38,6 @@ from medrl.inference.track_scores import accumulate, count_video, intervals, mot
 from medrl.inference.track_tuning import POLICIES, RULES, tune
 from medrl.inference.tracking import Overlap, Policy, Tracker
 from medrl.networks.policy import PolicyNet
-from medrl.rewards.scores import Shape
 from medrl.rewards.tracking import Identity, Mistake
 from medrl.rollout import Rollout
 from medrl.tasks.tracking import ACTIONS, TrackingTask
@@ -52,17 +52,6 @@ REWARD = 0.1 * (Identity(wrong=0.8) - 0.5 * Mistake())
 OUTER = ("lowest", "newest", "crowded", "confirm")  # settings round a decider
 SHARES = ("mota", "idf1", "precision", "recall")
 SHOWN = ("idf1", "mota", "switches", "fragments")
-
-
-class Shuffled(Shape):
-    """The rewards of other rows: right on average, of no use to anybody."""
-
-    def __init__(self, part: Any, seed: int = 0) -> None:
-        self.part, self.generator = part, torch.Generator().manual_seed(seed)
-
-    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
-        reward = self.part(task, state, action, next_state)
-        return reward[torch.randperm(len(reward), generator=self.generator).to(reward.device)]
 
 
 CLONE, MORE = ("clone", 60), ("clone on", 60)
@@ -94,15 +83,9 @@ def train(
         agent: Any = PolicyCloning(network, **options)
     else:
         agent = PPO(network, entropy=0.002, learning_rate=7e-4, epochs=3, anchor=0.05, **options)
-    observation, returns = environment.reset(), []
-    for number in range(updates):
-        while not agent.ready:
-            state = environment.state
-            action = agent.act(observation, explore=True).action
-            step = environment.step(action)
-            agent.record(state, action, step)
-            observation = step.observation
-            returns.append(step.metrics["episode_return"][step.metrics["ended"]])
+    returns: list[Tensor] = []
+    for number, steps in zip(range(updates), rollouts(agent, environment), strict=False):
+        returns += [step.metrics["episode_return"][step.metrics["ended"]] for step in steps]
         told = agent.learn()
         if number % 25 == 24 or number == updates - 1:
             numbers = {name: round(float(value), 3) for name, value in told.items()}
@@ -189,17 +172,13 @@ def speed(cases: TrackCases, *, rows: int = ROWS) -> dict[str, float]:
     rollout = Rollout(task, length=STEPS, num_envs=rows, keep_observation=True)
     environment = Environment(task, num_envs=rows, seed=0)
     agent = PPO(PolicyNet(features=LENGTH, actions=len(ACTIONS), hidden=96), rollout=rollout, updates=100)
-    observation, start, learning, updates = environment.reset(), time.perf_counter(), 0.0, 0
-    while time.perf_counter() - start < 8:
-        while not agent.ready:
-            state = environment.state
-            action = agent.act(observation, explore=True).action
-            step = environment.step(action)
-            agent.record(state, action, step)
-            observation = step.observation
+    start, learning, updates = time.perf_counter(), 0.0, 0
+    for _ in rollouts(agent, environment):
         before = time.perf_counter()
         agent.learn()
         learning, updates = learning + time.perf_counter() - before, updates + 1
+        if time.perf_counter() - start > 8:
+            break
     found["updates/s, acting included"] = updates / (time.perf_counter() - start)
     found["gradient steps/s"] = updates * 16 / learning
     return found

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import nn
 
 from medrl.data.video_cases import VideoCases
 from medrl.data.video_phantoms import phantom_cases
@@ -31,7 +30,7 @@ from medrl.inference.cutting_walk import (
 from medrl.networks.cutter import CuttingNetworks
 from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.cutting import CuttingTask
-from medrl.training.parallel import rank_seed
+from medrl.training.best import BestNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -92,47 +91,23 @@ class CuttingEvaluator(Evaluator):
         return engine.state.output
 
 
-class BestCutting:
-    """Keeps the best policy of all stages in ``folder``: a handler of their evaluators.
-
-    Writes ``model.pt``, a bare state dict in half precision of the cutter and the policy, and ``agent.json``
-    (``settings``), whenever ``val_J`` is as high as ever.
-    """
+class BestCutting(BestNetwork):
+    """Writes ``model.pt``, a bare state dict in half precision of the cutter and the policy, and ``agent.json``."""
 
     def __init__(self, folder: Path | str, *, cutter: nn.Module, settings: Mapping[str, Any]) -> None:
-        self.folder, self.cutter, self.settings = Path(folder), cutter, dict(settings)
-        self.best = -torch.inf
-        self.weights: dict[str, Tensor] = {}
+        super().__init__(folder, settings=settings, metric="val_J", highest=True)
+        self.cutter = cutter
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        metrics = engine.state.metrics
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """J, its decay and the moves."""
         logger.info("validation: J %.3f, decay %.3f, %.1f moves a frame", *(metrics[f"val_{n}"] for n in NUMBERS))
-        if metrics["val_J"] >= self.best:
-            self.best = float(metrics["val_J"])
-            self.keep(engine.network)
 
-    def keep(self, network: nn.Module) -> None:
-        """Take a policy for the best, and write both files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write both files."""
         networks = CuttingNetworks(cutter=self.cutter, policy=copy.deepcopy(network))
         with whole_file(self.folder / "model.pt") as part:
             torch.save(compact_weights(networks), part)
         write_json(self.folder / "agent.json", self.settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best J so far, and its policy."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 NUMBERS = ("J", "decay", "moves")

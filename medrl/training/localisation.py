@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import nn
 
 from medrl.data.box_cases import BoxCases
 from medrl.data.write import whole_file, write_json
 from medrl.inference.localisation import follow, search
 from medrl.inference.localisation_assessment import Judged, average_precision, best_threshold, fit_chance, judge
 from medrl.tasks.localisation import LocalisationTask
+from medrl.training.best import BestNetwork
 from medrl.training.parallel import rank_seed
 
 logger = logging.getLogger(__name__)
@@ -75,53 +75,29 @@ def judge_search(
     return images
 
 
-class BestLocaliser:
-    """Keeps the best averaged network of all stages as ``<name>.pt`` in ``folder``: a handler of their evaluators.
-
-    Beside it ``agent.json`` tells of every such file by its name: ``settings``.  Both are written whole, whenever
-    ``val_ap50`` is as high as ever.  Put it among what ``TrainingState`` watches.
-    """
+class BestLocaliser(BestNetwork):
+    """Writes ``<name>.pt``, a bare state dict, and its part of ``agent.json``, which tells of all such files."""
 
     def __init__(self, folder: Path | str, *, settings: Mapping[str, Any], name: str = "model") -> None:
-        self.folder, self.name, self.settings = Path(folder), name, dict(settings)
-        self.best = -torch.inf
-        self.weights: dict[str, Tensor] = {}
+        super().__init__(folder, settings=settings, metric="val_ap50", highest=True)
+        self.name = name
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """Precision, overlap and steps."""
+        shown = [metrics[f"val_{name}"] for name in ("ap50", "iou", "steps")]
+        logger.info("validation: AP50 %.3f, IoU %.3f, %.1f steps", *shown)
 
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        metrics = engine.state.metrics
-        precision = float(metrics["val_ap50"])
-        logger.info("validation: AP50 %.3f, IoU %.3f, %.1f steps", precision, metrics["val_iou"], metrics["val_steps"])
-        if precision >= self.best or not self.weights:
-            self.best = precision
-            self.keep(engine.network)
-
-    def keep(self, network: nn.Module) -> None:
-        """Take a network for the best, and write both files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write both files."""
         with whole_file(self.folder / f"{self.name}.pt") as part:
             torch.save(self.weights, part)
-        self.tell()
+        self.write_settings()
 
-    def tell(self) -> None:
+    def write_settings(self) -> None:
         """Write this network's part of ``agent.json``."""
         path = self.folder / "agent.json"
         others = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         write_json(path, others | {self.name: self.settings})
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best precision so far, and its network."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 def finish(best: BestLocaliser, agent: Any, cases: BoxCases, task_options: Mapping[str, Any]) -> None:
@@ -147,5 +123,5 @@ def calibrate(best: BestLocaliser, task: LocalisationTask, network: nn.Module) -
     threshold = 1 / (1 + np.exp(-(slope * best_threshold(images) + bias)))
     fitted = {"calibration": [slope, bias], "threshold": round(float(threshold), 4)}
     best.settings["inference"] = best.settings["inference"] | fitted
-    best.tell()
+    best.write_settings()
     logger.info("calibrated on %d images, threshold %.2f", len(images), threshold)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from medrl.inference.registration_calibration import TELLING, fit_confidence
 from medrl.networks.features import PairNetworks
 from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.registration import RegistrationTask
+from medrl.training.best import BestNetwork
 from medrl.training.feature_folds import FeatureFolds, ImagePair
 from medrl.training.parallel import rank_seed
 from medrl.types import Registration
@@ -79,50 +79,26 @@ def measure_walks(task: RegistrationTask, network: nn.Module | None, *, rows: in
     }  # fmt: skip
 
 
-class BestPolicy:
-    """Keeps the best policy of all stages in ``folder``: a handler of their evaluators.
-
-    Writes ``model.pt``, a bare state dict in half precision of the feature networks and the policy, and ``agent.json``
-    (``settings``), whenever ``val_error_mm`` is as low as ever.
-    """
+class BestPolicy(BestNetwork):
+    """Writes ``model.pt``, a bare state dict in half precision of the feature networks and the policy."""
 
     def __init__(self, folder: Path | str, *, features: FeatureFolds, settings: Mapping[str, Any]) -> None:
-        self.folder, self.features, self.settings = Path(folder), features, dict(settings)
-        self.best = torch.inf
-        self.weights: dict[str, Tensor] = {}
+        super().__init__(folder, settings=settings, metric="val_error_mm")
+        self.features = features
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        error = float(engine.state.metrics["val_error_mm"])
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """Error, success and steps."""
         logger.info(
-            "validation: %.2f mm, %.0f %% below 10 mm, %.1f steps", error, 100 * engine.state.metrics["val_below_10mm"],
-            engine.state.metrics["val_steps"],
+            "validation: %.2f mm, %.0f %% below 10 mm, %.1f steps", metrics["val_error_mm"],
+            100 * metrics["val_below_10mm"], metrics["val_steps"],
         )  # fmt: skip
-        if error <= self.best:
-            self.best = error
-            self.keep(engine.network)
 
-    def keep(self, network: nn.Module) -> None:
-        """Take a policy for the best, and write both files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write ``model.pt`` and ``agent.json``."""
         networks = self.features.networks(policy=copy.deepcopy(network))
         with whole_file(self.folder / "model.pt") as part:
             torch.save(compact_weights(networks), part)
         write_json(self.folder / "agent.json", self.settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best error so far, and its policy."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 def finish(best: BestPolicy, agent: Any, *, success_mm: float = 20.0, repeats: int = 2) -> None:

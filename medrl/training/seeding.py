@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 from ignite.metrics import Average
 from monai.engines import Evaluator
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from medrl.data.seed_cases import SeedCases
 from medrl.data.write import whole_file, write_json
 from medrl.networks.seed_networks import SeedNetworks, compact_weights
 from medrl.tasks.seeding import SeedingTask
-from medrl.training.parallel import rank_seed
+from medrl.training.best import BestNetwork
 
 
 class SeedingEvaluator(Evaluator):
@@ -73,45 +72,21 @@ def play(network: nn.Module, cases: SeedCases, max_seeds: int) -> dict[str, floa
     return {name: float(value.mean()) for name, value in found.items()}
 
 
-class BestSeedNetworks:
-    """Keeps the best averaged agent of all stages beside its click network in ``folder``: a handler of evaluators.
+class BestSeedNetworks(BestNetwork):
+    """Keeps the best averaged agent beside its click network.
 
-    Writes ``model.pt`` (the state dict of ``SeedNetworks``, in half precision) and ``agent.json`` (``settings``), each
-    whole, whenever ``val_iou`` is as high as ever.  Put it among what ``TrainingState`` watches.
+    Writes ``model.pt`` (the state dict of ``SeedNetworks``, in half precision) and ``agent.json``.
     """
 
     def __init__(self, folder: Path | str, *, click: nn.Module, settings: Mapping[str, Any]) -> None:
-        self.folder, self.click, self.settings = Path(folder), click, dict(settings)
-        self.best = -torch.inf
-        self.weights: dict[str, Tensor] = {}
+        super().__init__(folder, settings=settings, metric="val_iou", highest=True)
+        self.click = click
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        found = float(engine.state.metrics["val_iou"])
-        if found >= self.best:
-            self.best = found
-            self.keep(engine.network)
-
-    def keep(self, network: nn.Module) -> None:
-        """Take an agent for the best, and write the files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write both files."""
         with whole_file(self.folder / "model.pt") as part:
             torch.save(compact_weights(SeedNetworks([network], [self.click])), part)
         write_json(self.folder / "agent.json", self.settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best IoU so far, and its network."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 def _reader(name: str) -> Any:

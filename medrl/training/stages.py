@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 from torch import Tensor, nn
 
 from medrl.data.anatomy import Anatomy
@@ -18,6 +17,7 @@ from medrl.data.cases import Source
 from medrl.data.write import whole_file, write_json
 from medrl.inference.calibration import calibrate
 from medrl.inference.landmarks import LandmarkInferer
+from medrl.training.best import BestNetwork
 from medrl.training.parallel import connect, rank_seed
 from medrl.training.resume import TrainingState, load_latest
 from medrl.training.trainer import RLTrainer
@@ -26,40 +26,17 @@ from medrl.types import InputError
 logger = logging.getLogger(__name__)
 
 
-class BestWeights:
-    """Keeps the best averaged network of all stages in ``folder``: a handler of their evaluators.
-
-    Writes ``model.pt`` (a bare state dict), ``anatomy.pt`` and ``agent.json`` (``settings``), each whole, whenever the
-    error ``metric`` of a validation is as low as ever: a later stage that learns only what validation does not see,
-    such as action values, replaces its equal.  Put it among what ``TrainingState`` watches.
-    """
+class BestWeights(BestNetwork):
+    """Writes ``model.pt`` (a bare state dict), ``anatomy.pt`` and ``agent.json``."""
 
     def __init__(
         self, folder: Path | str, *, anatomy: Anatomy, settings: Mapping[str, Any], metric: str = "val_error_mm"
     ) -> None:
-        self.folder, self.anatomy, self.settings, self.metric = Path(folder), anatomy, dict(settings), metric
-        self.best = torch.inf
-        self.weights: dict[str, Tensor] = {}
+        super().__init__(folder, settings=settings, metric=metric)
+        self.anatomy = anatomy
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        error = float(engine.state.metrics[self.metric])
-        if not error <= self.best:
-            return
-        if error < self.best and engine.state.rank == 0:
-            logger.info("model.pt: new best, %s %.4g", self.metric, error)
-        self.best = error
-        self.keep(engine.network)
-
-    def keep(self, network: nn.Module) -> None:
-        """Take a network for the best, and write the three files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write the three files."""
         with whole_file(self.folder / "model.pt") as part:
             torch.save(self.weights, part)
         self.save_anatomy()
@@ -69,14 +46,6 @@ class BestWeights:
         """Write ``anatomy.pt``."""
         with whole_file(self.folder / "anatomy.pt") as part:
             self.anatomy.save(part)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best error so far, and its network."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 @dataclass
@@ -122,7 +91,7 @@ class Stage:
             self.trainer.run()
 
 
-def run_stages(stages: Sequence[Stage], *, best: BestWeights, resume: bool = True) -> None:
+def run_stages(stages: Sequence[Stage], *, best: BestNetwork, resume: bool = True) -> None:
     """Run stages in turn, from the last checkpoint where there is one; each starts from the best network before it."""
     first = 0
     if resume:

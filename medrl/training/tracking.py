@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import nn
 
 from medrl.data.track_cases import TrackCases, stack_videos, with_owners
 from medrl.data.track_phantoms import Phantom, draw_videos
@@ -21,6 +20,7 @@ from medrl.data.write import whole_file, write_json
 from medrl.inference.track_tuning import POLICIES, RULES, measure, tune
 from medrl.inference.tracking import Overlap, Policy, Tracker, settings_of
 from medrl.networks.actor import Actor
+from medrl.training.best import BestNetwork
 from medrl.training.parallel import rank_seed
 from medrl.training.track_motion import fit_noise
 from medrl.types import InputError
@@ -88,48 +88,24 @@ class TrackingEvaluator(Evaluator):
         return numbers
 
 
-class BestTracker:
-    """Keeps the best policy of all stages in ``folder``: a handler of their evaluators.
-
-    Writes ``model.pt``, a bare state dict, and ``agent.json`` (the policy's options and the motion's noise) whenever
-    ``val_error`` is as low as ever.
-    """
+class BestTracker(BestNetwork):
+    """Writes ``model.pt``, a bare state dict of the policy without its critic, and ``agent.json``."""
 
     def __init__(self, folder: Path | str, *, data: TrackingData, policy: Mapping[str, Any]) -> None:
-        self.folder, self.data = Path(folder), data
-        self.settings: dict[str, Any] = {"policy": dict(policy), "inference": {"noise": data.noise._asdict()}}
-        self.best = torch.inf
-        self.weights: dict[str, Tensor] = {}
+        settings = {"policy": dict(policy), "inference": {"noise": data.noise._asdict()}}
+        super().__init__(folder, settings=settings, metric="val_error")
+        self.data = data
 
-    def attach(self, engine: Any) -> None:
-        """Listen to an evaluator."""
-        engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Any) -> None:
-        """Keep the evaluator's network if it is the best so far."""
-        metrics = engine.state.metrics
+    def tell(self, metrics: Mapping[str, Any]) -> None:
+        """Identity, accuracy and switches."""
         shown = [metrics[f"val_{name}"] for name in ("idf1", "mota", "switches")]
         logger.info("validation: IDF1 %.3f, MOTA %.3f, %d switches", *shown)
-        if metrics["val_error"] <= self.best:
-            self.best = float(metrics["val_error"])
-            self.keep(engine.network)
 
-    def keep(self, network: nn.Module) -> None:
-        """Take a policy for the best, and write both files; of several ranks the first does."""
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-        if rank_seed(0) > 0:
-            return
+    def write(self, network: nn.Module) -> None:
+        """Write both files."""
         with whole_file(self.folder / "model.pt") as part:
             torch.save({name: value.cpu().clone() for name, value in Actor(network).state_dict().items()}, part)
         write_json(self.folder / "agent.json", self.settings)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best error so far, and its policy."""
-        return {"best": self.best, "weights": self.weights}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Undo ``state_dict``."""
-        self.best, self.weights = saved["best"], saved["weights"]
 
 
 def finish(best: BestTracker, agent: Any, *, videos: int = 24, grid: Mapping[str, Sequence[Any]] | None = None) -> None:
