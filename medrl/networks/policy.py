@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -160,12 +160,12 @@ def part_of(observation: Any, key: str) -> Tensor:
 
 def choices(actions: int | Sequence[int]) -> tuple[int, ...] | None:
     """``nvec`` of a network that is told its actions: None where they are one choice."""
-    return None if isinstance(actions, int) else tuple(int(n) for n in actions)
+    return tuple(int(n) for n in actions) if isinstance(actions, Iterable) else None
 
 
 def count_actions(actions: int | Sequence[int]) -> int:
     """Logits of a network that is told its actions."""
-    return actions if isinstance(actions, int) else sum(int(n) for n in actions)
+    return sum(choices(actions) or (int(actions),))
 
 
 def make_head(inputs: int, hidden: int, outputs: int, gain: float) -> nn.Sequential:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from medrl.networks.convolutional_policy import ConvolutionalPolicyNet
-from medrl.networks.policy import PolicyNet, PolicyOutput, restart, unroll
+from medrl.networks.policy import PolicyNet, PolicyOutput, choices, count_actions, restart, unroll
 
 
 def image_net(dims: int, **options) -> ConvolutionalPolicyNet:
@@ -148,3 +149,9 @@ def test_wrong_arguments_are_refused():
         image_net(2, cell="elman")
     with pytest.raises(ValueError, match="dims"):
         ConvolutionalPolicyNet(channels=1, actions=2, size=(5, 5, 5), dims=2)
+
+
+def test_actions_as_spaces_tell_them():
+    assert (choices(np.int64(5)), count_actions(np.int64(5))) == (None, 5)
+    assert (choices(5), count_actions(5)) == (None, 5)
+    assert (choices(np.array([9, 3])), count_actions([9, 3])) == ((9, 3), 12)
