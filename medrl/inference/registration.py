@@ -57,7 +57,7 @@ class RegistrationInferer(Inferer):
     def __init__(
         self, *, mode: str = "agent", scaled: bool | str = "auto", polish: str = "mutual_information",
         least_information: float = 0.03, tries: int = 2, sure: float = 0.8,
-        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.8,
+        rollouts: int = 0, depth: int = 6, max_steps: int = 40, threshold: float = 0.75,
         calibration: Mapping[str, float] | None = None, seed: int = 0, **search: Any,
     ) -> None:  # fmt: skip
         super().__init__()
