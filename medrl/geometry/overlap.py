@@ -1,4 +1,4 @@
-"""Overlap of masks and of boxes."""
+"""Overlap of masks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,3 @@ def dice(first: Tensor, second: Tensor) -> Tensor:
     """Dice coefficient (B,) of bool masks (B, ...); two empty masks agree fully."""
     overlap = iou(first, second)
     return 2 * overlap / (1 + overlap)
-
-
-def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union (B,) of boxes (B, 2 * d) given as lower and upper corners, in 2D or 3D."""
-    d = first.shape[-1] // 2
-    lower = torch.maximum(first[:, :d], second[:, :d])
-    upper = torch.minimum(first[:, d:], second[:, d:])
-    inter = (upper - lower).clamp(min=0).prod(1)
-    volume = [(box[:, d:] - box[:, :d]).clamp(min=0).prod(1) for box in (first, second)]
-    union = volume[0] + volume[1] - inter
-    return torch.where(union > 0, inter / union.clamp(min=1e-12), 0.0)

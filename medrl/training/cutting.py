@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
 from torch import nn
 
 from medrl.data.video_cases import VideoCases
@@ -31,6 +29,7 @@ from medrl.networks.cutter import CuttingNetworks
 from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.cutting import CuttingTask
 from medrl.training.best import BestNetwork
+from medrl.training.measuring import MeasuringEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -70,25 +69,19 @@ def measure_rules(task: CuttingTask) -> dict[str, dict[str, float]]:
     return rows
 
 
-class CuttingEvaluator(Evaluator):
+class CuttingEvaluator(MeasuringEvaluator):
     """Cuts the videos of a task by the policy; ``state.metrics`` are those of `measure_policy`, ``val_J`` the key."""
 
     def __init__(
         self, *, device: torch.device | str, task: CuttingTask, network: nn.Module,
         val_handlers: Sequence | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
-        self.task, self.network = task, network
-        if val_handlers is not None:
-            self._register_handlers(val_handlers)
+        super().__init__(device=device, network=network, val_handlers=val_handlers)
+        self.task = task
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
-        with self.mode(self.network), torch.no_grad():
-            numbers = measure_policy(self.task, self.network)
-        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
-        engine.state.output = numbers
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+    def measure(self) -> dict[str, float]:
+        """J, its decay and the moves."""
+        return measure_policy(self.task, self.network)
 
 
 class BestCutting(BestNetwork):

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
 from torch import nn
 
 from medrl.data.box_cases import BoxCases
@@ -21,6 +19,7 @@ from medrl.inference.localisation import follow, search
 from medrl.inference.localisation_assessment import Judged, average_precision, best_threshold, fit_chance, judge
 from medrl.tasks.localisation import LocalisationTask
 from medrl.training.best import BestNetwork
+from medrl.training.measuring import MeasuringEvaluator
 from medrl.training.parallel import rank_seed
 
 logger = logging.getLogger(__name__)
@@ -28,25 +27,19 @@ logger = logging.getLogger(__name__)
 FLOOR = -2.5  # logit below which a search of the validation goes no further
 
 
-class LocalisationEvaluator(Evaluator):
+class LocalisationEvaluator(MeasuringEvaluator):
     """Searches the validation cases; ``state.metrics``: see `measure_search`.  The key metric is ``val_ap50``."""
 
     def __init__(
         self, *, device: torch.device | str, task: LocalisationTask, network: nn.Module, limit: int = 4,
         val_handlers: Sequence | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
-        self.task, self.network, self.limit = task, network, limit
-        if val_handlers is not None:
-            self._register_handlers(val_handlers)
+        super().__init__(device=device, network=network, val_handlers=val_handlers)
+        self.task, self.limit = task, limit
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
-        with self.mode(self.network), torch.no_grad():
-            numbers = measure_search(self.task, self.network, limit=self.limit)
-        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
-        engine.state.output = numbers
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+    def measure(self) -> dict[str, float]:
+        """Precision of the search, and what a walk is like."""
+        return measure_search(self.task, self.network, limit=self.limit)
 
 
 def measure_search(task: LocalisationTask, network: nn.Module, *, limit: int = 4) -> dict[str, float]:

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import nn
 
 from medrl.data.misalignment import LEVELS, body_lattice, draw_misalignment, image_centre, regrid
 from medrl.data.write import whole_file, write_json
@@ -28,6 +26,7 @@ from medrl.networks.seed_networks import compact_weights
 from medrl.tasks.registration import RegistrationTask
 from medrl.training.best import BestNetwork
 from medrl.training.feature_folds import FeatureFolds, ImagePair
+from medrl.training.measuring import MeasuringEvaluator
 from medrl.training.parallel import rank_seed
 from medrl.types import Registration
 
@@ -36,7 +35,7 @@ logger = logging.getLogger(__name__)
 HOPELESS_MM = 30.0  # errors count up to here: a lost case is lost
 
 
-class RegistrationEvaluator(Evaluator):
+class RegistrationEvaluator(MeasuringEvaluator):
     """Walks the policy from the starts of a task's cases; ``state.metrics``: see `measure_walks`.
 
     The key metric is ``val_error_mm``, lower is better.
@@ -46,18 +45,12 @@ class RegistrationEvaluator(Evaluator):
         self, *, device: torch.device | str, task: RegistrationTask, network: nn.Module,
         val_handlers: Sequence | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
-        self.task, self.network = task, network
-        if val_handlers is not None:
-            self._register_handlers(val_handlers)
+        super().__init__(device=device, network=network, val_handlers=val_handlers)
+        self.task = task
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Tensor]:
-        with self.mode(self.network), torch.no_grad():
-            numbers = measure_walks(self.task, self.network)
-        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
-        engine.state.output = numbers
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return engine.state.output
+    def measure(self) -> dict[str, float]:
+        """Errors of the walks."""
+        return measure_walks(self.task, self.network)
 
 
 def measure_walks(task: RegistrationTask, network: nn.Module | None, *, rows: int = 64) -> dict[str, float]:

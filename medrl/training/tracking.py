@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.engines import Evaluator
-from monai.engines.utils import IterationEvents
 from torch import nn
 
 from medrl.data.track_cases import TrackCases, stack_videos, with_owners
@@ -21,6 +19,7 @@ from medrl.inference.track_tuning import POLICIES, RULES, measure, tune
 from medrl.inference.tracking import Overlap, Policy, Tracker, settings_of
 from medrl.networks.actor import Actor
 from medrl.training.best import BestNetwork
+from medrl.training.measuring import MeasuringEvaluator
 from medrl.training.parallel import rank_seed
 from medrl.training.track_motion import fit_noise
 from medrl.types import InputError
@@ -62,7 +61,7 @@ class TrackingData:
         return len(self.validation)
 
 
-class TrackingEvaluator(Evaluator):
+class TrackingEvaluator(MeasuringEvaluator):
     """Follows the objects of the validation videos; ``state.metrics``: see `medrl.inference.track_scores.summarise`.
 
     The key metric is ``val_error``, 2 - IDF1 - MOTA, lower is better.
@@ -72,20 +71,13 @@ class TrackingEvaluator(Evaluator):
         self, *, device: torch.device | str, data: TrackingData, network: nn.Module,
         val_handlers: Sequence | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(device=device, val_data_loader=[0], val_handlers=None, decollate=False)
-        self.data, self.network = data, network
-        self.tracker = Tracker(Policy(data.noise), data.noise)
-        if val_handlers is not None:
-            self._register_handlers(val_handlers)
+        super().__init__(device=device, network=network, val_handlers=val_handlers)
+        self.data, self.tracker = data, Tracker(Policy(data.noise), data.noise)
 
-    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, float]:
-        with self.mode(self.network), torch.no_grad():
-            numbers = measure(self.tracker, self.data.validation, self.network)
-        numbers["error"] = 2 - numbers["idf1"] - numbers["mota"]
-        engine.state.metrics.update({f"val_{name}": value for name, value in numbers.items()})
-        engine.state.output = numbers
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return numbers
+    def measure(self) -> dict[str, float]:
+        """Scores of the tracks, and the error."""
+        numbers = measure(self.tracker, self.data.validation, self.network)
+        return numbers | {"error": 2 - numbers["idf1"] - numbers["mota"]}
 
 
 class BestTracker(BestNetwork):

@@ -1,11 +1,11 @@
-"""Overlap of masks and boxes, by hand."""
+"""Overlap of masks, by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from medrl.geometry.overlap import box_iou, dice, iou
+from medrl.geometry.overlap import dice, iou
 
 
 def test_masks_by_hand():
@@ -14,11 +14,3 @@ def test_masks_by_hand():
     second[1, 0] = 1
     assert iou(first, second).tolist() == pytest.approx([1 / 3, 0, 1])  # two empty masks agree
     assert dice(first, second).tolist() == pytest.approx([0.5, 0, 1])
-
-
-def test_boxes_by_hand():
-    first = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 1, 1]])
-    second = torch.tensor([[1.0, 1, 3, 3], [2, 0, 4, 2], [0, 0, 2, 2], [1, 1, 1, 1]])
-    assert box_iou(first, second).tolist() == pytest.approx([1 / 7, 0, 1, 0])
-    cube = torch.tensor([[0.0, 0, 0, 2, 2, 2]])
-    assert box_iou(cube, cube + 1).tolist() == pytest.approx([1 / 15])
