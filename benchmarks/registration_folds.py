@@ -27,7 +27,7 @@ from medrl.inference.registration_calibration import TELLING, area_under_curve, 
 from medrl.networks.features import PairNetworks
 from medrl.networks.policy import PolicyNet
 from medrl.training.feature_folds import FeatureFolds, read_image_pairs
-from medrl.training.registration import register_again
+from medrl.training.registration import HOPELESS_MM, register_again
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ def main() -> None:
     for row in rows:
         row["told"] = {name: row["evidence"][name] for name in TELLING}
     show(rows, arguments.success_mm)
+    show_refusals(rows, arguments.success_mm, RegistrationInferer(**settings["inference"]))
     if arguments.fit:
         fitted = fit_confidence([r["told"] for r in rows], [r["error_mm"] < OTHER_OPTIMUM_MM for r in rows])
         settings["inference"]["calibration"] = fitted
@@ -94,6 +95,20 @@ def register_folds(arguments: argparse.Namespace, settings: dict[str, Any]) -> l
         arguments.output.write_text(json.dumps(rows))
         logger.info("fold %d: %d registrations", fold, len(rows))
     return rows
+
+
+def show_refusals(rows: list[dict[str, Any]], success_mm: float, inferer: RegistrationInferer) -> None:
+    """Print what the bundle's confidence refuses, and the success if refusals count as failures."""
+    error = np.array([row["error_mm"] for row in rows])
+    given = np.array([confidence_of(inferer.calibration, row["told"]) for row in rows]) >= inferer.threshold
+    wrong = (error[given] > OTHER_OPTIMUM_MM).mean() if given.any() else np.nan
+    logger.info(
+        "mean error %.2f mm (each at most %g); not converged %.0f %%, of the others wrong %.0f %%",
+        error.clip(max=HOPELESS_MM).mean(), HOPELESS_MM, 100 * (~given).mean(), 100 * wrong,
+    )  # fmt: skip
+    for level in sorted({row["level"] for row in rows}):
+        some = np.array([row["level"] == level for row in rows])
+        logger.info("%s, refusals as failures: %.0f %%", level, 100 * (given & (error < success_mm))[some].mean())
 
 
 def show(rows: list[dict[str, Any]], success_mm: float) -> None:
