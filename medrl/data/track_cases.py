@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,21 +37,44 @@ class Clip(NamedTuple):
     present: Tensor  # (N, T, K) bool
 
 
+class Neighbours(NamedTuple):
+    """The other tracks of N videos, M at once, as they are predicted for each of T frames."""
+
+    box: Tensor  # (N, T, M, 4)
+    there: Tensor  # (N, T, M) bool
+    name: Tensor  # (N, T, M) int64: nobody is a neighbour of its own
+    shared: Tensor  # (N, T, M, D) overlaps with the detections
+
+
+class Company(NamedTuple):
+    """What a tracker made of the videos: a learner takes the place of one of its tracks, among the others."""
+
+    neighbours: Neighbours
+    holder: Tensor  # (N, T, K) int64: the name of the track that each object belongs to after a frame, or NOBODY
+    held: Tensor  # (N, T, K) bool: that track is shown where the object is
+    starts: Any  # states (S rows), sorted by case
+    first: Tensor  # (N,) the first start of each video
+    count: Tensor  # (N,) how many there are
+
+
 class TrackCases:
     """Videos with a truth.
 
-    ``expected`` (N, T, K, 4) is where a Kalman filter that was given every object's own detections predicts it, where
-    it is ``tracked`` (N, T, K): the neighbours that a learner sees.  ``found`` (N, K, T) lists the places of an
-    object's detections in the flattened (T, D), ``found_count`` (N, K) how many there are; ``false`` (N, F) and
-    ``false_count`` (N,) likewise those of nobody.  Detections of a video's last frame start nothing and are left out.
+    ``neighbours`` are the tracks that a learner sees: those of an ideal tracker, which gives every object its own
+    detections and has the object's number as its name; or those of a ``company``.  ``found`` (N, K, T) lists the
+    places of an object's detections in the flattened (T, D), ``found_count`` (N, K) how many there are; ``false``
+    (N, F) and ``false_count`` (N,) likewise those of nobody.  Detections of a video's last frame start nothing and are
+    left out.
     """
 
     def __init__(self, clip: Clip, *, noise: MotionNoise | None = None) -> None:
         self.clip = clip
         self.noise = MotionNoise() if noise is None else noise
         self.longest, self.objects = clip.truth.shape[1:3]
-        self.expected, self.tracked = _expect(clip, self.noise)
-        self.shared = iou_matrix(self.expected, clip.box)  # (N, T, K, D)
+        self.company: Company | None = None
+        expected, tracked = _expect(clip, self.noise)
+        names = torch.arange(self.objects, device=clip.box.device).expand_as(tracked)
+        self.neighbours = Neighbours(expected, tracked, names, iou_matrix(expected, clip.box))
         early = torch.arange(self.longest, device=clip.box.device)[None, :, None] < clip.frames[:, None, None] - 1
         exists = clip.exists & early
         owned = [exists & (clip.owner == k) for k in range(self.objects)]
@@ -69,6 +93,12 @@ class TrackCases:
     def to(self, device: torch.device | str) -> TrackCases:
         """A copy on another device."""
         return TrackCases(Clip(*(value.to(device) for value in self.clip)), noise=self.noise)
+
+    def accompanied(self, company: Company) -> TrackCases:
+        """The same videos with other tracks beside the learner's."""
+        cases = copy.copy(self)
+        cases.company, cases.neighbours = company, company.neighbours
+        return cases
 
     @classmethod
     def from_phantoms(

@@ -14,6 +14,7 @@ from medrl.data.write import whole_file
 JITTER = 0.10  # standard deviation of a detection's centre and log sides, in sides of the object
 MISSED = 0.20  # share of the objects in sight that a frame's detections leave out
 FALSE = 0.10  # false detections a true one
+VARIED = (0.2, 1.4)  # of these three, where they vary
 HIDDEN = 0.35  # with less of it in sight, an object is never detected
 COLOURS = 9  # numbers of an appearance: red, green and blue of the upper, middle and lower third
 
@@ -31,11 +32,18 @@ class Phantom:
 
 def draw_video(
     generator: np.random.Generator, *, name: str = "phantom", frames: tuple[int, int] = (30, 60),
-    objects: tuple[int, int] = (4, 12), size: tuple[int, int] = (640, 360),
+    objects: tuple[int, int] = (4, 12), size: tuple[int, int] = (640, 360), varied: float = 0.0,
 ) -> Phantom:  # fmt: skip
-    """A video of 4 to 12 objects that mostly meet in pairs; ranges hold both ends."""
+    """A video of 4 to 12 objects that mostly meet in pairs; ranges hold both ends.
+
+    With the chance ``varied`` its detector and its pace are its own: a camera is often faster, a detector better.
+    """
+    jitter, missed, dreams, pace = JITTER, MISSED, FALSE, 1.0
+    if varied and generator.random() < varied:
+        jitter, missed, dreams = (v * generator.uniform(*VARIED) for v in (jitter, missed, dreams))
+        pace = generator.uniform(0.25, 1.0)
     length, count = (int(generator.integers(low, high + 1)) for low, high in (frames, objects))
-    middle, sides = _walk(generator, length, count, size)
+    middle, sides = _walk(generator, length, count, size, pace)
     present = _present(generator, middle, size)
     pillars = _pillars(generator, size)
     box = np.concatenate([middle - sides / 2, middle + sides / 2], -1)  # (T, K, 4)
@@ -45,14 +53,14 @@ def draw_video(
     for t in range(length):
         for k in np.flatnonzero(present[t]):
             seen = visible[t, k]
-            if seen < HIDDEN or generator.random() < (MISSED if seen > 0.6 else 0.5):
+            if seen < HIDDEN or generator.random() < (missed if seen > 0.6 else max(0.5, missed)):
                 continue
-            shake = JITTER * (1.0 if seen > 0.6 else 1.5) * generator.standard_normal(4)
+            shake = jitter * (1.0 if seen > 0.6 else 1.5) * generator.standard_normal(4)
             score = generator.normal(0.85, 0.1) - 0.2 * (1 - seen)
             rows.append((t, k, _shaken(box[t, k], shake), np.clip(score, 0.05, 1)))
             behind = np.resize(generator.uniform(0.3, 0.7, 3), COLOURS)
             looks.append(seen * colours[k] + (1 - seen) * behind)
-        for _ in range(generator.poisson(FALSE * max(1, present[t].sum()) * (1 - MISSED))):
+        for _ in range(generator.poisson(dreams * max(1, present[t].sum()) * (1 - missed))):
             near = np.flatnonzero(present[t])
             if len(near) and generator.random() < 0.4:
                 like = generator.choice(near)
@@ -130,7 +138,7 @@ def write_phantoms(
 
 
 def _walk(
-    generator: np.random.Generator, length: int, count: int, size: tuple[int, int]
+    generator: np.random.Generator, length: int, count: int, size: tuple[int, int], rate: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centres and sides (T, K, 2): smooth ways, of which those of a pair meet somewhere near the middle."""
     high = generator.uniform(45, 110, count)
@@ -145,7 +153,7 @@ def _walk(
             where[second] = where[first] + generator.normal(0, 0.1, 2) * sides[first]
             sides[second] = sides[first] * np.exp(generator.normal(0, 0.08, 2))  # alike, so that they may be confused
     turn = generator.choice([0, np.pi], count) + generator.normal(0, 0.5, count)
-    speed = generator.uniform(0.015, 0.08, count) * high
+    speed = rate * generator.uniform(0.015, 0.08, count) * high
     ways = np.empty((length, count, 2))
     for k in range(count):
         bend = generator.normal(0, 0.02, length)

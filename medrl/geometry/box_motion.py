@@ -67,6 +67,31 @@ def update(motion: Motion, box: Tensor, noise: MotionNoise) -> Motion:
     return Motion(mean, covariance)
 
 
+def smooth(motion: Motion, ahead: Motion, alive: Tensor) -> Motion:
+    """Filtered motions (T, N, ...) of T frames in the light of the frames after them [Rauch, Tung, Striebel 1965].
+
+    ``ahead`` are the predictions (T, N, ...) for the same frames, from those before; ``alive`` (T, N) says where there
+    are any.  The covariances are those of the filter.
+    """
+    mean = motion.mean.clone()
+    for t in range(len(mean) - 2, -1, -1):
+        first, cross, second = motion.covariance[t].unbind(-1)
+        next_first, next_cross, next_second = ahead.covariance[t + 1].unbind(-1)
+        determinant = (next_first * next_second - next_cross.square()).clamp(min=1e-12)
+        value, change = (mean[t + 1] - ahead.mean[t + 1]).unbind(-1)
+        # the inverse of the predicted covariance, applied to what the prediction lacked
+        value, change = (
+            (next_second * value - next_cross * change) / determinant,
+            (next_first * change - next_cross * value) / determinant,
+        )
+        gained = torch.stack(
+            [(first + cross) * value + cross * change, (cross + second) * value + second * change], -1
+        )
+        both = (alive[t] & alive[t + 1])[:, None, None]
+        mean[t] = motion.mean[t] + torch.where(both, gained, 0.0)
+    return Motion(mean, motion.covariance)
+
+
 def surprise(motion: Motion, box: Tensor, noise: MotionNoise) -> tuple[Tensor, Tensor]:
     """How far detections (..., 4) lie from predictions, and the standard deviation of that, (..., 4) both."""
     place, _, _ = scales(box_of(motion), noise)

@@ -9,13 +9,15 @@ from torch import Tensor
 
 from medrl.geometry.box_motion import Motion, MotionNoise, box_of, measure, surprise
 from medrl.geometry.boxes import iou, iou_matrix, middle_and_size, volume
+from medrl.geometry.track_foresight import NUMBERS, foresee
 
 CANDIDATES = 3  # detections that are looked at
 OTHERS = 2  # neighbours that are looked at
 FAR = 10.0  # no number goes further
 NOWHERE = 1e3  # standard deviations: the distance of a detection that is not there
 OWN, A_CANDIDATE, AN_OTHER = 27, 15, 5  # numbers of each
-LENGTH = OWN + CANDIDATES * A_CANDIDATE + OTHERS * AN_OTHER
+FORESEEN = (CANDIDATES + 1) * NUMBERS
+LENGTH = OWN + CANDIDATES * A_CANDIDATE + OTHERS * AN_OTHER + FORESEEN
 
 
 class Frame(NamedTuple):
@@ -30,6 +32,8 @@ class Frame(NamedTuple):
     other: Tensor  # (B, M, 4) predictions of the neighbours
     there: Tensor  # (B, M) bool
     shared: Tensor  # (B, M, D) overlaps of neighbours and detections
+    later: Tensor  # (B, L, D, 4) detections of the frames after
+    later_exists: Tensor  # (B, L, D) bool
 
 
 class Record(NamedTuple):
@@ -61,7 +65,9 @@ def look(motion: Motion, noise: MotionNoise, record: Record, frame: Frame) -> Vi
     seen = _candidates(motion, box, side, record, frame, candidate, distance)
     others = _others(box, middle, side, frame)
     own = _own(motion, box, middle, side, record, frame, exists)
-    vector = torch.cat([own, (seen * exists[..., None]).flatten(1), others.flatten(1)], 1)
+    here = frame.box.gather(1, candidate[..., None].expand(-1, -1, 4))
+    follows = foresee(motion, noise, here, exists, frame.later, frame.later_exists)
+    vector = torch.cat([own, (seen * exists[..., None]).flatten(1), others.flatten(1), follows.flatten(1)], 1)
     return View(vector.nan_to_num(0.0).clamp(-FAR, FAR), candidate, exists)
 
 

@@ -14,8 +14,9 @@ from medrl.data.tracks import Boxes
 from medrl.data.write import whole_file, write_json
 from medrl.geometry.box_motion import MotionNoise
 from medrl.inference.assessment import interval_text
+from medrl.inference.track_decisions import Overlap
 from medrl.inference.track_scores import accumulate, count_video, intervals, motmetrics_table, summarise
-from medrl.inference.tracking import Overlap, Tracker
+from medrl.inference.tracking import SETTINGS, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +26,11 @@ SHOWN = ("mota", "idf1", "switches", "fragments")
 
 def rule_trackers(baselines: Mapping[str, Mapping[str, Any]], noise: Mapping[str, float]) -> dict[str, Tracker]:
     """Trackers of settings such as ``{"overlap": 0.3, "patience": 5, "still": true, "lowest": 0.2}``."""
-    outer = ("lowest", "newest", "crowded", "confirm")
     motion = MotionNoise(**noise)
     return {
         name: Tracker(
-            Overlap(**{k: v for k, v in options.items() if k not in outer}), motion,
-            **{k: v for k, v in options.items() if k in outer},
+            Overlap(**{k: v for k, v in options.items() if k not in SETTINGS}), motion,
+            **{k: v for k, v in options.items() if k in SETTINGS},
         )
         for name, options in baselines.items()
     }  # fmt: skip

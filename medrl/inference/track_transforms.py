@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from medrl.data.track_pictures import appearances, write_pictures
 from medrl.data.tracks import Boxes, find_videos, read_video, write_boxes
 from medrl.geometry.box_motion import MotionNoise
-from medrl.inference.tracking import Policy, Tracker
+from medrl.inference.track_decisions import Policy
+from medrl.inference.tracking import Tracker
 from medrl.inference.transforms import as_switch
 from medrl.types import InputError
 
@@ -53,21 +54,18 @@ class LoadVideod(MapTransform):
 
 
 class TrackInferer(Inferer):
-    """Follows the objects of videos by a policy; see `Tracker` for the numbers.
+    """Follows the objects of videos by a policy; the ``settings`` are those of `Tracker`.
 
     ``noise`` are those of the motion, by name; ``appearance``: whether colours are looked at where there are frames.
     """
 
     def __init__(
-        self, *, noise: Mapping[str, float] | None = None, lowest: float = 0.0, newest: float = 0.0,
-        crowded: float = 0.7, confirm: int = 2, appearance: bool | str = False,
-    ) -> None:  # fmt: skip
+        self, *, noise: Mapping[str, float] | None = None, appearance: bool | str = False, **settings: Any
+    ) -> None:
         super().__init__()
         motion = MotionNoise(**(noise or {}))
         self.appearance = as_switch(appearance, "appearance")
-        self.tracker = Tracker(
-            Policy(motion), motion, lowest=lowest, newest=newest, crowded=crowded, confirm=confirm
-        )
+        self.tracker = Tracker(Policy(motion), motion, **settings)
 
     def __call__(
         self, inputs: Tensor, network: nn.Module, *args: Any, video: Sequence[Any], **kwargs: Any

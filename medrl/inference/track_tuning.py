@@ -16,13 +16,14 @@ from medrl.inference.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+BACK: dict[str, Sequence[Any]] = {"fill": (None, 5, 10, 15, 25), "tail": (0, 1, 2, 4)}
 # what is tried of every setting, in this order
 RULES: dict[str, Sequence[Any]] = {
     "patience": (3, 6, 10, 15), "overlap": (0.1, 0.2, 0.3, 0.4), "confirm": (2, 3, 4), "coast": (0, 1, 2, 3, 5),
     "probation": (0, 2, 3), "lowest": (0.0, 0.4, 0.6), "newest": (0.0, 0.5, 0.7), "crowded": (0.3, 0.5, 0.7, 1.0),
 }  # fmt: skip
 POLICIES: dict[str, Sequence[Any]] = {
-    "confirm": (2, 3, 4), "crowded": (0.2, 0.35, 0.5, 0.7), "newest": (0.0, 0.5), "lowest": (0.0, 0.4)
+    "confirm": (2, 3, 4), "crowded": (0.2, 0.35, 0.5, 0.7), "newest": (0.0, 0.5), "lowest": (0.0, 0.4), **BACK
 }
 
 

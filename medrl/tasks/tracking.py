@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medrl.data.track_cases import NOBODY, TrackCases
+from medrl.data.track_cases import NOBODY, Clip, Company, TrackCases
 from medrl.geometry.box_motion import Motion, box_of, predict, start, update
 from medrl.geometry.boxes import iou
 from medrl.geometry.track_views import CANDIDATES, FAR, LENGTH, Frame, Record, View, likeliest, look
 from medrl.rewards.tracking import Identity
 from medrl.tasks.base import Task
-from medrl.types import Reward
+from medrl.types import Reward, rows
 
 IGNORE, BLOCK, DELETE = CANDIDATES, CANDIDATES + 1, CANDIDATES + 2  # actions below IGNORE take that candidate
 ACTIONS = ("update 1", "update 2", "update 3", "ignore", "block", "delete")
@@ -27,7 +27,7 @@ MEMORY = 0.8  # of the means of what was taken
 
 
 class TrackingState(NamedTuple):
-    """Of B objects after their frame; 140 bytes a row."""
+    """Of B objects after their frame; 144 bytes a row."""
 
     case: Tensor  # int16
     slot: Tensor  # int16, whom the row follows: an object of the video, NOBODY, or EMPTY
@@ -42,6 +42,7 @@ class TrackingState(NamedTuple):
     surprise: Tensor  # (B,) mean distance of the detections taken
     shown: Tensor  # bool: the box is an answer for this frame
     deleted: Tensor  # bool
+    name: Tensor  # int32: its neighbours have others
 
     @property
     def motion(self) -> Motion:
@@ -66,18 +67,23 @@ class TrackingTask(Task):
 
     An episode follows an object from a detection, the first with the chance ``from_first``, or (``clutter``) a false
     detection, which is best deleted, to the end of the video.  Neighbours go where a tracker that makes no mistake
-    expects them: they are part of the environment, as for independent learners.  ``group`` rows in turn share a video
+    expects them: they are part of the environment, as for independent learners.  In a company (`Company`) they are the
+    tracks that a tracker has made, with their mistakes, an episode goes on from any of these, and the row's own object
+    is that of most of its detections; where another track holds that object, it is shown twice, which is no overlap.
+    ``group`` rows in turn share a video
     (``Environment(group_size=...)``): their slots are its objects in order, and those left over start from clutter or
-    stay empty: an empty slot shows zeros and ends at its first step with reward 0.
+    stay empty: an empty slot shows zeros and ends at its first step with reward 0.  ``foresight`` frames ahead are
+    looked at; ``horizon``, if it is not 0, cuts episodes short.
     """
 
     def __init__(
         self, *, cases: TrackCases, group: int = 1, clutter: float = 0.2, from_first: float = 0.5,
-        reward: Reward | None = None,
+        foresight: int = 4, horizon: int = 0, reward: Reward | None = None,
     ) -> None:  # fmt: skip
+        self.foresight = foresight
         self.cases, self.noise, self.group = cases, cases.noise, group
         self.clutter, self.from_first = clutter, from_first
-        self.max_steps = cases.longest
+        self.max_steps = min(horizon, cases.longest) if horizon else cases.longest
         self.reward_shape = Identity() if reward is None else reward
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
         self.observation_space = gymnasium.spaces.Box(-FAR, FAR, (LENGTH,), np.float32)
@@ -85,8 +91,10 @@ class TrackingTask(Task):
     # -- the contract -------------------------------------------------------------------------------------------
 
     def initial(self, case: Tensor, generator: torch.Generator) -> TrackingState:
-        """Objects of the cases (B,), each at one of its detections."""
+        """Objects of the cases (B,), each at one of its detections, or in the place of a track."""
         case, cases, device = case.long(), self.cases, case.device
+        if cases.company is not None:
+            return self._joined(cases.company, case, generator)
         chance = torch.rand(5, len(case), generator=generator, device=device)
         there = cases.objects_there[case]  # (B, K)
         if self.group > 1:
@@ -116,7 +124,7 @@ class TrackingTask(Task):
         return TrackingState(
             case.to(torch.int16), slot.to(torch.int16), frame.to(torch.int16), *motion,
             clip.appearance[case, frame, which], none, none + 1, none, clip.score[case, frame, which],
-            torch.zeros(count, device=case.device), ~empty, empty,
+            torch.zeros(count, device=case.device), ~empty, empty, slot.to(torch.int32),
         )  # fmt: skip
 
     def observe(self, state: TrackingState) -> Tensor:
@@ -143,10 +151,14 @@ class TrackingTask(Task):
     def score(self, state: TrackingState) -> Tensor:
         """Overlap of the shown box with the row's own object."""
         box, present = self._truth(state, state.frame.long())
-        return torch.where(present & self.shown(state), iou(box_of(state.motion), box), 0.0)
+        counts = present & self.shown(state) & ~self._held(state, state.frame.long())
+        return torch.where(counts, iou(box_of(state.motion), box), 0.0)
 
     def expert(self, state: TrackingState) -> Tensor:
-        """The object's own detection; else show the prediction where it is right; else wait while the object lasts."""
+        """The object's own detection; else show the prediction where it is right; else wait while the object lasts.
+
+        What another track holds is left to it.
+        """
         frame, clip, case = self._next(state), self.cases.clip, state.case.long()
         candidate, exists, ahead = self._candidates(state, frame)
         owner = clip.owner[case, frame].gather(1, candidate)
@@ -157,7 +169,8 @@ class TrackingTask(Task):
         later = clip.present[case, :, state.slot.long().clamp(min=0)] & (time >= frame[:, None])
         lasts = later.any(1) & (state.slot >= 0)
         without = torch.where(right, IGNORE, torch.where(lasts, BLOCK, DELETE))
-        return torch.where(own.any(1), own.int().argmax(1), without)
+        best = torch.where(own.any(1), own.int().argmax(1), without)
+        return torch.where(self._held(state, frame), DELETE, best)
 
     def outputs(self, state: TrackingState) -> dict[str, Any]:
         """``box`` (B, 4) in pixels, ``frame`` (B,) and whether it is ``shown`` (B,)."""
@@ -178,7 +191,7 @@ class TrackingTask(Task):
         frame, case, action = self._next(state), state.case.long(), action.long()
         candidate, exists, _ = self._candidates(state, frame)
         owner = torch.where(exists, self.cases.clip.owner[case, frame].gather(1, candidate), NOBODY)
-        own = owner == state.slot[:, None]
+        own = (owner == state.slot[:, None]) & ~self._held(state, frame)[:, None]
         taken = own.new_zeros(len(own), len(ACTIONS)).scatter(1, action[:, None], True)[:, :CANDIDATES]
         left = (own & ~taken).any(1) & (state.slot >= 0)
         stolen = (taken & ~own & (owner != NOBODY)).any(1)
@@ -186,13 +199,12 @@ class TrackingTask(Task):
 
     def view(self, state: TrackingState) -> View:
         """What the rows see of their next frames."""
-        case, frame, clip = state.case.long(), self._next(state), self.cases.clip
-        others = torch.arange(self.cases.objects, device=case.device)
-        there = self.cases.tracked[case, frame] & (others != state.slot[:, None])
+        case, frame, clip, beside = state.case.long(), self._next(state), self.cases.clip, self.cases.neighbours
+        there = beside.there[case, frame] & (beside.name[case, frame] != state.name[:, None])
         seen = Frame(
             clip.size[case], clip.box[case, frame], clip.score[case, frame], clip.exists[case, frame],
-            clip.appearance[case, frame], clip.known[case], self.cases.expected[case, frame], there,
-            self.cases.shared[case, frame],
+            clip.appearance[case, frame], clip.known[case], beside.box[case, frame], there,
+            beside.shared[case, frame], *later(clip, case, frame, clip.exists, self.foresight),
         )  # fmt: skip
         return look(predict(state.motion, self.noise), self.noise, state.record, seen)
 
@@ -201,6 +213,26 @@ class TrackingTask(Task):
         clip, case, ahead = self.cases.clip, state.case.long(), predict(state.motion, self.noise)
         candidate, exists, _ = likeliest(ahead, self.noise, clip.box[case, frame], clip.exists[case, frame])
         return candidate, exists, ahead
+
+    def _joined(self, company: Company, case: Tensor, generator: torch.Generator) -> TrackingState:
+        """Tracks of a company on the cases (B,); an empty slot where it has none."""
+        chance = torch.rand(len(case), generator=generator, device=case.device)
+        count = company.count[case]
+        which = (company.first[case] + (chance * count).long()).clamp(max=len(company.starts.case) - 1)
+        state = rows(company.starts, which)
+        nobody = count == 0
+        return state._replace(
+            case=case.to(state.case.dtype), slot=torch.where(nobody, EMPTY, state.slot).to(state.slot.dtype)
+        )
+
+    def _held(self, state: TrackingState, frame: Tensor) -> Tensor:
+        """(B,) bool: another track is shown where the row's own object is in frames (B,)."""
+        company, case = self.cases.company, state.case.long()
+        if company is None:
+            return torch.zeros_like(state.deleted)
+        number = state.slot.long().clamp(min=0)
+        holder = company.holder[case, frame, number]
+        return (holder != NOBODY) & (holder != state.name) & company.held[case, frame, number] & (state.slot >= 0)
 
     def _next(self, state: TrackingState) -> Tensor:
         """(B,) the frame after a state's, or the last one."""
@@ -211,6 +243,14 @@ class TrackingTask(Task):
         case, slot = state.case.long(), state.slot.long()
         clip, number = self.cases.clip, slot.clamp(min=0)
         return clip.truth[case, frame, number], clip.present[case, frame, number] & (slot >= 0)
+
+
+def later(clip: Clip, case: Tensor, frame: Tensor, exists: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Detections (B, count, D, 4) of the frames after (B,), and which there are (B, count, D)."""
+    after = frame[:, None] + 1 + torch.arange(count, device=frame.device)
+    within = after < clip.frames[case][:, None]
+    at = after.clamp(max=clip.box.shape[1] - 1)
+    return clip.box[case[:, None], at], exists[case[:, None], at] & within[..., None]
 
 
 def follow(

@@ -15,8 +15,9 @@ from medrl.data.track_cases import TrackCases, stack_videos, with_owners
 from medrl.data.track_phantoms import Phantom, draw_videos
 from medrl.data.tracks import Video, find_videos, read_video
 from medrl.data.write import whole_file, write_json
+from medrl.inference.track_decisions import Overlap
 from medrl.inference.track_tuning import POLICIES, RULES, measure, tune
-from medrl.inference.tracking import Overlap, Policy, Tracker, settings_of
+from medrl.inference.tracking import Tracker, settings_of
 from medrl.networks.actor import Actor
 from medrl.training.best import BestNetwork
 from medrl.training.measuring import MeasuringEvaluator
@@ -62,17 +63,17 @@ class TrackingData:
 
 
 class TrackingEvaluator(MeasuringEvaluator):
-    """Follows the objects of the validation videos; ``state.metrics``: see `medrl.inference.track_scores.summarise`.
+    """Follows the objects of the validation videos by a tracker; ``state.metrics`` are those of `summarise`.
 
     The key metric is ``val_error``, 2 - IDF1 - MOTA, lower is better.
     """
 
     def __init__(
-        self, *, device: torch.device | str, data: TrackingData, network: nn.Module,
+        self, *, device: torch.device | str, data: TrackingData, network: nn.Module, tracker: Tracker,
         val_handlers: Sequence | None = None,
     ) -> None:  # fmt: skip
         super().__init__(device=device, network=network, val_handlers=val_handlers)
-        self.data, self.tracker = data, Tracker(Policy(data.noise), data.noise)
+        self.data, self.tracker = data, tracker
 
     def measure(self) -> dict[str, float]:
         """Scores of the tracks, and the error."""
@@ -100,8 +101,11 @@ class BestTracker(BestNetwork):
         write_json(self.folder / "agent.json", self.settings)
 
 
-def finish(best: BestTracker, agent: Any, *, videos: int = 24, grid: Mapping[str, Sequence[Any]] | None = None) -> None:
-    """Tune what surrounds the best policy, and the rules beside it, on training videos; write ``agent.json`` with it.
+def finish(
+    best: BestTracker, agent: Any, tracker: Tracker, *, videos: int = 24,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+) -> None:  # fmt: skip
+    """Tune the tracker round the best policy, and rules beside it, on training videos; write ``agent.json`` with it.
 
     Where no validation has chosen a policy, the agent's last one is kept.
     """
@@ -112,12 +116,15 @@ def finish(best: BestTracker, agent: Any, *, videos: int = 24, grid: Mapping[str
     policy = copy.deepcopy(agent.average)
     policy.load_state_dict(best.weights)
     noise, some = best.data.noise, best.data.training[:videos]
-    tracker = tune(Tracker(Policy(noise), noise), some, grid or POLICIES, network=policy.eval(), passes=1)
+    tracker = tune(tracker, some, grid or POLICIES, network=policy.eval(), passes=1)
     best.settings["inference"] |= settings_of(tracker)
     best.settings["baselines"] = {
-        name: rule_settings(tune(Tracker(Overlap(still=still), noise), some, grid or RULES))
-        for name, still in (("IoU tracker", True), ("constant velocity", False))
-    }
+        name: rule_settings(tune(rule, some, grid or RULES))
+        for name, rule in {
+            "IoU tracker": Tracker(Overlap(still=True), noise), "constant velocity": Tracker(Overlap(), noise),
+            "constant velocity, looking back": Tracker(Overlap(), noise, fill=10),
+        }.items()
+    }  # fmt: skip
     write_json(best.folder / "agent.json", best.settings)
 
 

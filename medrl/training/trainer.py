@@ -106,7 +106,7 @@ class RLTrainer(Trainer):
         self.meter.add(self.agent.learn())
         engine.fire_event(RLEvents.UPDATE_COMPLETED)
         if self.pool is not None and update % self.refresh_every == 0:
-            self._drop(self.pool.refresh(self.refresh_count, self.generator))
+            self.drop(self.pool.refresh(self.refresh_count, self.generator))
             engine.fire_event(RLEvents.POOL_REFRESHED)
         due = not engine.state.log or update % self.log_every == 0 or update % engine.state.epoch_length == 0
         if due:
@@ -132,7 +132,7 @@ class RLTrainer(Trainer):
         self.environment_steps += self.environment.num_envs
         self.meter.add_episodes(step.metrics)
 
-    def _drop(self, replaced: Tensor) -> None:
+    def drop(self, replaced: Tensor) -> None:
         """Forget what belongs to replaced cases (R,): their transitions, and the episodes that walk on them."""
         if getattr(self.agent, "replay", None) is not None:
             self.agent.replay.discard(replaced)

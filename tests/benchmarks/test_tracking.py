@@ -30,9 +30,12 @@ def small(tracking, monkeypatch):
     monkeypatch.setattr(tracking, "TUNING", 1)
     monkeypatch.setattr(tracking, "TEST", 2)
     monkeypatch.setattr(tracking, "RULES", {"patience": (3, 6)})
+    monkeypatch.setattr(tracking, "BACK", {"fill": (None, 5)})
     monkeypatch.setattr(tracking, "POLICIES", {"confirm": (2, 3)})
     stages = (("clone", 1),), (("clone", 1), ("PPO", 1)), (("clone", 1), ("PPO with shuffled rewards", 1)), ()
     monkeypatch.setattr(tracking, "ARMS", dict(zip(("cloning", "PPO", "shuffled", "chance"), stages, strict=True)))
+    monkeypatch.setattr(tracking, "HIDDEN", 16)
+    monkeypatch.setattr(tracking, "EPOCH", dict.fromkeys(tracking.EPOCH, 1))
     monkeypatch.setitem(tracking.train.__kwdefaults__, "rows", 8)
     monkeypatch.setitem(tracking.train.__kwdefaults__, "steps", 2)
     return tracking
@@ -52,9 +55,9 @@ def test_table(small, monkeypatch, tmp_path, capsys):
     table = json.loads((tmp_path / "out/results_test.json").read_text())
     assert list(table) == ["procedural, boxes alone", "procedural, with frames", "phantom_000"]
     rows = table["procedural, boxes alone"]
-    assert list(rows) == [
-        "IoU tracker", "constant velocity", "cloning", "PPO", "shuffled", "chance", "ideal decisions",
-    ]  # fmt: skip
+    learned = [name + way for name in arms for way in ("", ", frame by frame")]
+    rules = ["IoU tracker", "constant velocity", "constant velocity, looking back"]
+    assert list(rows) == [*rules, *learned, "ideal decisions"]
     assert rows["ideal decisions"]["idf1"]["mean"] > rows["constant velocity"]["idf1"]["mean"] + 0.05
     assert len(rows["PPO"]["idf1"]["seeds"]) == 2
     assert "ideal decisions" in capsys.readouterr().out

@@ -11,8 +11,10 @@ from PIL import Image
 
 from medrl.data.track_phantoms import write_phantoms
 from medrl.data.tracks import read_boxes
+from medrl.inference.tracking import SETTINGS
 
 KIND = "_tracking"
+RULES = ["IoU tracker", "constant velocity", "constant velocity, looking back"]
 # MONAI 1.6 on ignite 0.5.5
 pytestmark = pytest.mark.filterwarnings("ignore:.(min|cumulative)_delta:DeprecationWarning")
 SMALL = {"frames": (12, 14), "objects": (2, 3), "size": (320, 200)}
@@ -22,8 +24,8 @@ def test_smoke_training(bundle, smoke):
     folder = smoke(bundle)
     agent = json.loads((folder / "models/agent.json").read_text())
     assert set(agent) == {"policy", "inference", "baselines"}
-    assert set(agent["inference"]) == {"noise", "lowest", "newest", "crowded", "confirm"}
-    assert set(agent["baselines"]) == {"IoU tracker", "constant velocity"}
+    assert set(agent["inference"]) == {"noise", *SETTINGS}
+    assert list(agent["baselines"]) == RULES
     weights = torch.load(folder / "models/model.pt", weights_only=True)
     assert all(value.isfinite().all() for value in weights.values())
     for name in ("clone", "ppo"):
@@ -82,13 +84,13 @@ def test_evaluation(bundle, workflow, tmp_path):
     )  # fmt: skip
     running.run()
     summary = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert list(summary) == ["agent", "IoU tracker", "constant velocity"]
+    assert list(summary) == ["agent", *RULES]
     for entry in summary.values():
         assert set(entry["videos"]) == {"phantom_000", "phantom_001"}
         idf1 = entry["overall"]["idf1"]
         assert 0 <= idf1["low"] <= idf1["value"] <= idf1["high"] <= 1
     rows = (tmp_path / "out/evaluation.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * 2
+    assert len(rows) == 1 + 4 * 2
 
 
 def test_a_video_without_truth_is_not_measured(bundle, workflow, tmp_path):

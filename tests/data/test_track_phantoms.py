@@ -70,7 +70,7 @@ def test_cases_hold_what_videos_hold():
             assert (clip.owner[n].flatten()[place] == k).all()
             assert (place.diff() > 0).all()
         assert (clip.owner[n].flatten()[cases.false[n, : int(cases.false_count[n])]] == NOBODY).all()
-    expected = iou(cases.expected, clip.truth)[cases.tracked & clip.present]
+    expected = iou(cases.neighbours.box, clip.truth)[cases.neighbours.there & clip.present]
     assert float(expected.median()) > 0.6  # a filter with its own detections mostly knows where to look
 
 

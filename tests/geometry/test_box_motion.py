@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from medrl.geometry.box_motion import MotionNoise, box_of, measure, predict, scales, start, surprise, update
+from medrl.geometry.box_motion import (
+    Motion,
+    MotionNoise,
+    box_of,
+    measure,
+    predict,
+    scales,
+    smooth,
+    start,
+    surprise,
+    update,
+)
 
 BOX = torch.tensor([[10.0, 20.0, 30.0, 70.0]])
 NOISE = MotionNoise(place=0.1, size=0.08, drift=0.02, growth=0.01, speed=0.05, swell=0.02)
@@ -57,3 +68,53 @@ def test_rows_are_apart():
     together = update(predict(start(boxes, NOISE), NOISE), boxes + 1, NOISE)
     alone = update(predict(start(boxes[1:2], NOISE), NOISE), boxes[1:2] + 1, NOISE)
     torch.testing.assert_close(together.mean[1:2], alone.mean)
+
+
+def test_smoothing_is_the_mean_given_everything():
+    """By one least-squares problem over all frames, for the centre's x of two objects, one of which comes later."""
+    generator, frames, first = torch.Generator().manual_seed(0), 8, [0, 3]
+    seen = BOX + 4 * torch.randn(frames, 2, 4, generator=generator) + 2.0 * torch.arange(frames)[:, None, None]
+    wide = BOX[0, 2] - BOX[0, 0]
+    seen[..., 2:] = seen[..., :2] + torch.tensor([wide, 50.0])  # equal sides: the noises are those of the box
+    steady = NOISE._replace(size=1e-3, swell=1e-6, growth=1e-6)
+    taken = torch.ones(frames, 2, dtype=torch.bool)
+    taken[4:6] = False
+    rows = {"mean": [], "ahead": []}
+    motion = start(seen[0], steady)
+    for t in range(frames):
+        fresh = start(seen[t], steady)
+        ahead = predict(motion, steady) if t else fresh
+        fused = update(ahead, seen[t], steady)
+        begins, at = torch.tensor([t == f for f in first])[:, None, None], taken[t][:, None, None]
+        parts = zip(fresh, fused, ahead, strict=True)
+        motion = Motion(*(torch.where(begins, s, torch.where(at, u, a)) for s, u, a in parts))
+        rows["mean"].append(motion)
+        rows["ahead"].append(ahead)
+    alive = torch.arange(frames)[:, None] >= torch.tensor(first)
+    filtered, ahead = (Motion(*(torch.stack(p) for p in zip(*rows[n], strict=True))) for n in ("mean", "ahead"))
+    smoothed = smooth(filtered, ahead, alive)
+    measured = measure(seen)
+    for k in range(2):
+        count = frames - first[k]
+        place, drift, speed = (float(s[0, 0]) for s in scales(seen[0, k : k + 1], steady))
+        lines, values, weights = [], [], []
+
+        def say(line, value, weight, lines=lines, values=values, weights=weights):
+            lines.append(line), values.append(value), weights.append(weight)
+
+        covariance = drift**2 * np.array([[1 / 3, 1 / 2], [1 / 2, 1]])
+        root = np.linalg.inv(np.linalg.cholesky(covariance))
+        for t in range(count):
+            if taken[first[k] + t, k] or t == 0:
+                say(np.eye(2 * count)[2 * t], float(measured[first[k] + t, k, 0]), 1 / place)
+            if t == 0:
+                say(np.eye(2 * count)[1], 0.0, 1 / speed)
+            else:
+                step = np.zeros((2, 2 * count))
+                step[:, 2 * t : 2 * t + 2], step[:, 2 * t - 2 : 2 * t] = np.eye(2), -np.array([[1, 1], [0, 1]])
+                for line in root @ step:
+                    say(line, 0.0, 1.0)
+        weight = np.array(weights)
+        best = np.linalg.lstsq(np.array(lines) * weight[:, None], np.array(values) * weight, rcond=None)[0]
+        np.testing.assert_allclose(smoothed.mean[first[k] :, k, 0].flatten(), best, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(smoothed.mean[-1], filtered.mean[-1])

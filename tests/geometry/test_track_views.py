@@ -20,7 +20,8 @@ def frame(boxes, others=(), *, exists=None, known=False, appearance=0.0):
         torch.tensor([[640.0, 360.0]]), box, torch.full((1, count), 0.8),
         torch.ones(1, count, dtype=torch.bool) if exists is None else torch.tensor([exists]),
         torch.full((1, count, 9), appearance), torch.tensor([known]), other,
-        torch.full((1, other.shape[1]), bool(others)), iou_matrix(other, box),
+        torch.full((1, other.shape[1]), bool(others)), iou_matrix(other, box), box[:, None],
+        torch.zeros(1, 1, count, dtype=torch.bool),
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from track_examples import small_phantoms
 
 from medrl.data.tracks import make_boxes
 from medrl.geometry.box_motion import MotionNoise
+from medrl.inference.track_decisions import Overlap
 from medrl.inference.track_scores import accumulate, count_video, intervals, motmetrics_table, summarise
-from medrl.inference.tracking import Overlap, Tracker
+from medrl.inference.tracking import Tracker
 
 BOX = np.array([0.0, 0, 10, 10])
 

@@ -11,9 +11,10 @@ from track_examples import small_phantoms
 from medrl.data.tracks import Boxes, Video, make_boxes
 from medrl.geometry.box_motion import MotionNoise
 from medrl.geometry.track_views import A_CANDIDATE, CANDIDATES, LENGTH, OWN
+from medrl.inference.track_decisions import Overlap, Policy, assign
 from medrl.inference.track_scores import count_video, summarise
 from medrl.inference.track_tuning import measure, tune
-from medrl.inference.tracking import Overlap, Policy, Tracker, assign
+from medrl.inference.tracking import Tracker
 from medrl.tasks.tracking import ACTIONS, BLOCK, DELETE, IGNORE
 
 NOISE = MotionNoise()
@@ -152,3 +153,49 @@ def test_tuning_only_improves():
     before, after = (measure(t, videos) for t in (poor, better))
     assert after["idf1"] + after["mota"] > before["idf1"] + before["mota"] + 0.1
     assert better.decider.overlap == 0.2
+
+
+def test_looking_back_fills_gaps_and_ends_with_the_last_detection():
+    rows = [(t, 100 + 8 * t, 50) for t in range(8)] + [(t, 100 + 8 * t, 50) for t in range(12, 16)]
+    rows += [(t, 400, 250) for t in range(20)]  # so that the video goes on
+    rule = Overlap(overlap=0.2, patience=6, coast=1)
+    noise = MotionNoise(speed=0.3)
+    video = scene(*rows)
+    online, back = (
+        {int(n): boxes.frame[boxes.identity == n].tolist() for n in (1, 2)}
+        for boxes in (Tracker(rule, noise).track(video), Tracker(rule, noise, fill=4, tail=0).track(video))
+    )
+    assert online[1] == [*range(9), *range(12, 17)]  # coasts for a frame
+    assert back[1] == list(range(16))
+    assert back[2] == list(range(20))
+    short = Tracker(rule, noise, fill=3, tail=1).track(video)
+    assert short.frame[short.identity == 1].tolist() == [*range(8), *range(12, 17)]
+    gap = Tracker(rule, noise, fill=4, tail=0).track(video)
+    middle = gap.box[(gap.identity == 1) & (gap.frame == 10)][0]
+    np.testing.assert_allclose(middle, (180, 50, 200, 90), atol=2.5)
+
+
+def test_looking_back_is_nearer():
+    generator = np.random.default_rng(0)
+    truth = np.array([[100 + 3 * t, 60 + t, 130 + 3 * t, 130 + t] for t in range(40)], np.float32)
+    shaken = truth + np.tile(generator.normal(0, 4, (40, 2)), 2)
+    boxes = make_boxes([(t, -1, shaken[t], 0.9) for t in range(40)])
+    video = Video("walk", 40, (640, 360), boxes)
+    rule, noise = Overlap(overlap=0.1), MotionNoise(place=0.1, drift=0.002)
+    errors = []
+    for tracker in (Tracker(rule, noise), Tracker(rule, noise, fill=5)):
+        found = tracker.track(video)
+        assert len(np.unique(found.identity)) == 1
+        errors.append(np.abs(found.box[:, :2] - truth[found.frame, :2]).mean())
+    assert errors[1] < 0.75 * errors[0]
+    still = [Tracker(Overlap(overlap=0.1, still=True), noise, fill=f).track(video).box for f in (None, 5)]
+    np.testing.assert_array_equal(*still)  # what stands is not smoothed
+
+
+def test_no_more_than_so_many_at_once():
+    rows = [(t, 30 + 50 * k, 50) for t in range(6) for k in range(8)]
+    assert len(ways(Tracker(Overlap(), NOISE).track(scene(*rows)))) == 8
+    assert len(ways(Tracker(Overlap(), NOISE, most=1).track(scene(*rows[::8])))) == 1
+    # the limit is looked at when a frame begins: those of the first frame all start
+    later = [(t, 30 + 50 * k, 50) for t in range(6) for k in range(1 if t == 0 else 8)]
+    assert len(ways(Tracker(Overlap(), NOISE, most=1).track(scene(*later)))) == 1

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from track_examples import small_tracking_task
 
 from medrl.environment import Environment
 from medrl.geometry.boxes import iou
+from medrl.geometry.track_views import A_CANDIDATE, CANDIDATES, OWN
+from medrl.inference.track_decisions import Policy
+from medrl.inference.tracking import Tracker
 from medrl.rewards.scores import AtStop
 from medrl.rewards.tracking import Identity, Mistake
 from medrl.tasks.tracking import ACTIONS, BLOCK, DELETE, EMPTY, IGNORE, TrackingTask
+from medrl.training.track_company import keep_company
+
+
+class Nearest(nn.Module):
+    """Takes the likeliest detection within four deviations, else waits unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reach = nn.Parameter(torch.tensor(4.0))
+
+    def forward(self, vector):
+        logits = torch.full((len(vector), len(ACTIONS)), -50.0)
+        for n in range(CANDIDATES):
+            part = vector[:, OWN + n * A_CANDIDATE : OWN + (n + 1) * A_CANDIDATE]
+            logits[:, n] = torch.where(part[:, 0] > 0, self.reach - part[:, -1].expm1(), -50.0)
+        logits[:, BLOCK] = 0.0
+        return logits
 
 
 @pytest.fixture(scope="module")
@@ -172,5 +193,57 @@ def test_starts():
 
 def test_neighbours_leave_out_oneself(task):
     state = first(task)
-    nobody = state._replace(slot=torch.tensor([-1], dtype=torch.int16))
+    nobody = state._replace(name=torch.tensor([-1], dtype=torch.int32))
     assert not torch.equal(task.observe(state), task.observe(nobody))
+
+
+def test_the_company_of_a_tracker():
+    cases = small_tracking_task().cases
+    tracker, network = Tracker(Policy(cases.noise), cases.noise), Nearest()
+    company = keep_company(tracker, network, cases)
+    task = TrackingTask(cases=cases.accompanied(company))
+    case = torch.arange(len(cases)).repeat(40)
+    state = task.initial(case, torch.Generator().manual_seed(0))
+    assert torch.equal(state.case.long(), case)
+    assert len(state.name.unique()) > 8
+    assert (state.frame < cases.clip.frames[case] - 1).all()
+    # a track goes on as the tracker had it go on
+    looked = task.view(state)
+    told = network(looked.vector)
+    after = task.advance(state, told.argmax(1))
+    starts = zip(company.starts.name.tolist(), company.starts.frame.tolist(), strict=True)
+    place = {pair: number for number, pair in enumerate(starts)}
+    pairs = zip(state.name.tolist(), (state.frame + 1).tolist(), strict=True)
+    again = torch.tensor([place.get(pair, -1) for pair in pairs])
+    kept = again >= 0
+    same = (after.mean[kept] - company.starts.mean[again[kept]]).abs().amax((1, 2)) < 1e-4
+    assert same.float().mean() > 0.75  # but where two wanted one detection
+    # nobody is a neighbour of its own: a stranger in its place sees one more
+    beside = company.neighbours
+    frame = task._next(state)
+    own = beside.there[state.case.long(), frame] & (beside.name[state.case.long(), frame] == state.name[:, None])
+    assert own.any()
+    stranger = state._replace(name=torch.full_like(state.name, -7))
+    seen = (task.observe(stranger) != looked.vector).any(1)
+    assert torch.equal(seen, own.any(1))
+
+
+def test_what_another_track_holds_is_not_shown_twice():
+    cases = small_tracking_task().cases
+    company = keep_company(Tracker(Policy(cases.noise), cases.noise), Nearest(), cases)
+    task = TrackingTask(cases=cases.accompanied(company))
+    state = task.initial(torch.arange(len(cases)).repeat(60), torch.Generator().manual_seed(1))
+    frame = task._next(state)
+    followed = state.slot >= 0
+    own = company.holder[state.case.long(), frame, state.slot.clamp(min=0).long()] == state.name
+    held = company.held[state.case.long(), frame, state.slot.clamp(min=0).long()]
+    mine = followed & own & held
+    assert mine.any()
+    rival = state._replace(name=torch.full_like(state.name, -7))
+    action = task.expert(state)
+    assert (task.expert(rival)[mine] == DELETE).all()
+    assert (action[mine] != DELETE).all()
+    after, other = task.advance(state, action), task.advance(rival, action)
+    good = mine & (task.score(after) >= 0.5)
+    assert good.any()
+    assert not task.score(other)[good].any()
