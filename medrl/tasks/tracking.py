@@ -67,13 +67,16 @@ class TrackingTask(Task):
 
     An episode follows an object from a detection, the first with the chance ``from_first``, or (``clutter``) a false
     detection, which is best deleted, to the end of the video.  Neighbours go where a tracker that makes no mistake
-    expects them: they are part of the environment, as for independent learners.  In a company (`Company`) they are the
-    tracks that a tracker has made, with their mistakes, an episode goes on from any of these, and the row's own object
-    is that of most of its detections; where another track holds that object, it is shown twice, which is no overlap.
-    ``group`` rows in turn share a video
+    expects them: they are part of the environment, as for independent learners.  ``group`` rows in turn share a video
     (``Environment(group_size=...)``): their slots are its objects in order, and those left over start from clutter or
-    stay empty: an empty slot shows zeros and ends at its first step with reward 0.  ``foresight`` frames ahead are
-    looked at; ``horizon``, if it is not 0, cuts episodes short.
+    stay empty: an empty slot shows zeros and ends at its first step with reward 0.
+
+    In a company (`medrl.data.track_cases.Company`) the neighbours are tracks that a tracker has made, with their
+    mistakes.  An episode goes on from any moment of any of them, to the end of the video; the row's own object is that
+    of most of its detections, or nobody; and where another track holds that object, a second box there counts as no
+    overlap and is best deleted.  Rows are apart (``group`` 1).
+
+    ``foresight`` frames ahead are looked at; ``horizon``, if it is not 0, cuts episodes short.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class TrackingTask(Task):
         """Objects of the cases (B,), each at one of its detections, or in the place of a track."""
         case, cases, device = case.long(), self.cases, case.device
         if cases.company is not None:
+            if self.group > 1:
+                raise ValueError(f"in a company rows are apart: group must be 1, not {self.group}")
             return self._joined(cases.company, case, generator)
         chance = torch.rand(5, len(case), generator=generator, device=device)
         there = cases.objects_there[case]  # (B, K)
