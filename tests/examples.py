@@ -126,6 +126,7 @@ TASKS: dict[str, list[Callable[[], Task]]] = {
         small_tracking_task,
         lambda: small_tracking_task(group=5, clutter=0.5),
         lambda: small_tracking_task(from_first=1.0, clutter=0.0),
+        lambda: small_tracking_task(company=True),
     ],
 }
 AGENTS: dict[str, Callable[[], Training]] = {

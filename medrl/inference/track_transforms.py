@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medrl.data.track_pictures import appearances, write_pictures
 from medrl.data.tracks import Boxes, find_videos, read_video, write_boxes
 from medrl.geometry.box_motion import MotionNoise
+from medrl.inference.box_refinement import BoxRefiner
 from medrl.inference.track_decisions import Policy
 from medrl.inference.tracking import Tracker
 from medrl.inference.transforms import as_switch
@@ -56,22 +57,29 @@ class LoadVideod(MapTransform):
 class TrackInferer(Inferer):
     """Follows the objects of videos by a policy; the ``settings`` are those of `Tracker`.
 
-    ``noise`` are those of the motion, by name; ``appearance``: whether colours are looked at where there are frames.
+    ``noise`` are those of the motion, by name; ``appearance``: whether colours are looked at where there are frames;
+    without ``looking_back`` there is no ``fill``.  A ``refiner`` looks at the frames again, at the tracks' boxes.
     """
 
     def __init__(
-        self, *, noise: Mapping[str, float] | None = None, appearance: bool | str = False, **settings: Any
-    ) -> None:
+        self, *, noise: Mapping[str, float] | None = None, appearance: bool | str = False,
+        looking_back: bool | str = True, refiner: BoxRefiner | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         motion = MotionNoise(**(noise or {}))
         self.appearance = as_switch(appearance, "appearance")
-        self.tracker = Tracker(Policy(motion), motion, **settings)
+        if not as_switch(looking_back, "looking_back"):
+            settings["fill"] = None
+        self.tracker, self.refiner = Tracker(Policy(motion), motion, **settings), refiner
 
     def __call__(
         self, inputs: Tensor, network: nn.Module, *args: Any, video: Sequence[Any], **kwargs: Any
     ) -> list[Boxes]:
         """Tracks of each video; ``inputs`` are its detections and are not read."""
-        return [self.tracker.track(v, network, appearances(v) if self.appearance else None) for v in video]
+        tracks = [self.tracker.track(v, network, appearances(v) if self.appearance else None) for v in video]
+        if self.refiner is None:
+            return tracks
+        return [self.refiner(v, boxes) for v, boxes in zip(video, tracks, strict=True)]
 
 
 class SaveTracksd(MapTransform):

@@ -93,6 +93,21 @@ def test_evaluation(bundle, workflow, tmp_path):
     assert len(rows) == 1 + 4 * 2
 
 
+def test_looking_back_can_be_left_out(bundle, workflow, tmp_path):
+    folder = write_phantoms(tmp_path / "in", 2, seed=8, **SMALL)
+    found = {}
+    for switch in ("true", "false"):
+        out = tmp_path / switch
+        running = workflow(
+            bundle, "inference", dataset_dir=str(folder), output_dir=str(out), device="cpu", looking_back=switch
+        )
+        running.run()
+        found[switch] = [read_boxes(out / f"phantom_00{n}.txt") for n in range(2)]
+    for back, online in zip(found["true"], found["false"], strict=True):
+        assert min(len(back), len(online)) > 0
+        assert back.box.shape != online.box.shape or abs(back.box - online.box).max() > 0.5
+
+
 def test_a_video_without_truth_is_not_measured(bundle, workflow, tmp_path):
     folder = write_phantoms(tmp_path / "in", 2, **SMALL)
     (folder / "phantom_001/gt/gt.txt").unlink()
