@@ -12,7 +12,6 @@ TUD-Stadtmitte.  Intervals are 95 %, over videos.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import time
@@ -22,12 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
-from loops import Shuffled, rollouts
+from loops import rollouts
 from torch import nn
+from tracking_arms import AGENT, ARMS, HIDDEN, ROWS, STEPS, tracker_of, trained
 
 from medrl.agents.actor_critic import PPO
-from medrl.agents.policy_cloning import PolicyCloning
 from medrl.data.track_cases import TrackCases, stack_videos
 from medrl.data.track_phantoms import draw_videos, render
 from medrl.data.track_pictures import appearances
@@ -41,71 +39,18 @@ from medrl.inference.track_scores import accumulate, count_video, intervals, mot
 from medrl.inference.track_tuning import BACK, POLICIES, RULES, tune
 from medrl.inference.tracking import Tracker, settings_of
 from medrl.networks.policy import PolicyNet
-from medrl.rewards.tracking import Identity, Mistake
 from medrl.rollout import Rollout
 from medrl.tasks.tracking import ACTIONS, TrackingTask
-from medrl.training.track_company import RenewCompany
 from medrl.training.track_motion import fit_noise
-from medrl.training.trainer import RLTrainer
 
 logger = logging.getLogger(__name__)
 
-TRAINING, TUNING, TEST = 600, 24, 60  # videos
+TRAINING, PLAIN, TUNING, TEST = 600, 150, 24, 60  # videos; the rules learn from plain ones
 VARIED = 0.5  # share of the training videos with a detector and a pace of their own
 SPLITS = {"validation": 1, "test": 2}  # seeds; training has 0
-ROWS, STEPS, HIDDEN = 256, 16, 128
-REWARD = 0.1 * (Identity(wrong=0.8) - 0.5 * Mistake())
 SHARES = ("mota", "idf1", "precision", "recall")
 SHOWN = ("idf1", "mota", "switches", "fragments")
 ONLINE = ", frame by frame"
-START = {"crowded": 0.35, "confirm": 4, "fill": 15}  # of the tracker while a policy learns
-
-CLONE, MORE = ("clone", 420), ("clone on", 200)
-LEARN, CONTROL = ("PPO", 200), ("PPO with shuffled rewards", 200)
-EPOCH = {"clone": 30, "clone on": 20, LEARN[0]: 20, CONTROL[0]: 20}  # updates in one company
-# name -> stages, each from the network of the one before
-ARMS: dict[str, tuple[tuple[str, int], ...]] = {
-    "cloning, then PPO": (CLONE, LEARN),
-    "cloning alone": (CLONE,),
-    "cloning alone, as long": (CLONE, MORE),
-    "cloning, then PPO, shuffled reward": (CLONE, CONTROL),
-    "chance": (),
-}
-
-
-def train(
-    cases: TrackCases, network: nn.Module, *, stage: str, updates: int, seed: int, rows: int = ROWS, steps: int = STEPS
-) -> nn.Module:  # fmt: skip
-    """Train a network for one stage; returns the averaged policy."""
-    torch.manual_seed(seed)
-    reward = Shuffled(REWARD, seed) if "shuffled" in stage else REWARD
-    task = TrackingTask(cases=cases, reward=reward, horizon=5 if stage.startswith("clone") else 0)
-    environment = Environment(task, num_envs=rows, seed=seed)
-    rollout = Rollout(task, length=steps, num_envs=rows, keep_observation=True)
-    options: dict[str, Any] = {"rollout": rollout, "gamma": 0.97, "updates": updates, "seed": seed, "epochs": 3}
-    if stage.startswith("clone"):
-        options |= {"environment": environment, "mix_updates": 0, "minibatches": 8}
-        agent: Any = PolicyCloning(network, learning_rate=2e-3 if stage == "clone" else 5e-4, **options)
-    else:
-        agent = PPO(network, entropy=0.002, learning_rate=5e-4, anchor=0.05, **options)
-    trainer = RLTrainer(
-        device="cpu", max_epochs=updates // EPOCH[stage], epoch_length=EPOCH[stage], agent=agent, seed=seed,
-        environment=environment,
-        train_handlers=[
-            RenewCompany(environment=environment, tracker=tracker_of(cases.noise), untrained=stage == "clone")
-        ],
-    )  # fmt: skip
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda e: logger.info(
-        "seed %d, %s %d: %s", seed, stage, e.state.iteration, {k: round(v, 3) for k, v in e.state.log.items()}
-    ))  # fmt: skip
-    logging.getLogger("ignite").setLevel(logging.WARNING)
-    trainer.run()
-    return copy.deepcopy(agent.average).requires_grad_(True)
-
-
-def tracker_of(noise: MotionNoise) -> Tracker:
-    """A tracker by policy, before anything is tuned."""
-    return Tracker(Policy(noise), noise, **START)
 
 
 @torch.no_grad()
@@ -135,6 +80,7 @@ def compare(
     With ``check`` by py-motmetrics, which counts the same, slowly.
     """
     table: dict[str, dict[str, Any]] = {}
+    lead: list[dict[str, float]] | None = None
     for name, seeds in answers.items():
         overall, counts = [], []
         for tracks in seeds:
@@ -154,6 +100,10 @@ def compare(
             }
             for key in overall[0]
         }  # fmt: skip
+        lead = together if name == AGENT else lead
+        if lead is not None and name.startswith("cloning alone") and not name.endswith(ONLINE):
+            beyond = intervals(lead, against=together)
+            table[name]["agent's lead"] = {key: beyond[key] for key in ("idf1", "mota")}
     return table
 
 
@@ -168,7 +118,11 @@ def show(title: str, table: dict[str, dict[str, Any]]) -> None:
             cells.append(f"{cell['mean']:.{digits}f} ({cell['low']:.{digits}f} to {cell['high']:.{digits}f})")
         each = row["idf1"]["seeds"]
         seeds = "  IDF1 of seeds " + " ".join(f"{v:.3f}" for v in each) if len(each) > 1 else ""
-        print(f"{name:38}" + "".join(f"{cell:>26}" for cell in cells) + seeds, flush=True)
+        lead = "".join(
+            f"  the agent's {key} is {low:+.3f} to {high:+.3f} more"
+            for key, (low, high) in row.get("agent's lead", {}).items()
+        )
+        print(f"{name:38}" + "".join(f"{cell:>26}" for cell in cells) + seeds + lead, flush=True)
 
 
 def speed(cases: TrackCases, *, rows: int = ROWS) -> dict[str, float]:
@@ -199,7 +153,7 @@ def speed(cases: TrackCases, *, rows: int = ROWS) -> dict[str, float]:
 
 def prepared(output: Path) -> tuple[TrackCases, MotionNoise, list[Video]]:
     """Training cases with their motion, fitted once; the rules' motion, and the videos to tune on."""
-    phantoms, plain = draw_videos(TRAINING, 0, varied=VARIED), [p.video for p in draw_videos(150, 0)]
+    phantoms, plain = draw_videos(TRAINING, 0, varied=VARIED), [p.video for p in draw_videos(PLAIN, 0)]
     path = output / "noise.json"
     if path.is_file():
         noise, theirs = (MotionNoise(**values) for values in json.loads(path.read_text()))
@@ -236,23 +190,6 @@ def tuned_policy(output: Path, name: str, noise: MotionNoise, videos: list[Video
         known[name] = settings_of(tune(tracker_of(noise), videos, POLICIES, network=network, passes=1))
         path.write_text(json.dumps(known, indent=1))
     return Tracker(Policy(noise), noise, **known[name])
-
-
-def trained(output: Path, cases: TrackCases, stages: tuple[tuple[str, int], ...], seed: int) -> nn.Module:
-    """The policy after some stages, each trained once."""
-    torch.manual_seed(seed)
-    network: nn.Module = PolicyNet(features=LENGTH, actions=len(ACTIONS), hidden=HIDDEN)
-    if stages:
-        name = ", ".join(f"{stage} {updates}" for stage, updates in stages)
-        path = output / f"{name.replace(', ', '-').replace(' ', '_')}_{seed}.pt"
-        if not path.is_file():
-            before = trained(output, cases, stages[:-1], seed).train()
-            start = time.process_time()
-            learned = train(cases, before, stage=stages[-1][0], updates=stages[-1][1], seed=seed)
-            torch.save(learned.state_dict(), path)
-            logger.info("%s, seed %d: %.0f s of processor time", name, seed, time.process_time() - start)
-        network.load_state_dict(torch.load(path, weights_only=True))
-    return network.eval()
 
 
 def main() -> None:

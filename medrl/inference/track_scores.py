@@ -87,15 +87,17 @@ def summarise(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def intervals(
-    counts: Sequence[Mapping[str, float]], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over videos of what `summarise` says."""
-    generator = np.random.default_rng(seed)
-    table = np.array([[count[name] for name in COUNTS] for count in counts])
-    draws = []
-    for _ in range(resamples):
-        chosen = table[generator.integers(0, len(table), len(table))]
-        draws.append(summarise([dict(zip(COUNTS, row, strict=True)) for row in chosen]))
+    counts: Sequence[Mapping[str, float]], *, against: Sequence[Mapping[str, float]] | None = None,
+    resamples: int = 1000, seed: int = 0,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """95 % bootstrap intervals over videos of what `summarise` says, or of what it says more than ``against``.
+
+    ``against`` counts the same videos, which are drawn in pairs.
+    """
+    draws = _draws(counts, resamples, seed)
+    if against is not None:
+        others = _draws(against, resamples, seed)
+        draws = [{name: a[name] - b[name] for name in a} for a, b in zip(draws, others, strict=True)]
     return {
         name: tuple(float(v) for v in np.quantile([draw[name] for draw in draws], (0.025, 0.975))) for name in draws[0]
     }
@@ -130,6 +132,14 @@ def motmetrics_table(accumulators: Mapping[str, Any]) -> dict[str, dict[str, flo
     table = table.rename(index={"OVERALL": "overall"})
     table = table.fillna(0.0)  # the precision of no answer at all
     return {str(name): {key: float(row[theirs]) for key, theirs in NAMES.items()} for name, row in table.iterrows()}
+
+
+def _draws(counts: Sequence[Mapping[str, float]], resamples: int, seed: int) -> list[dict[str, float]]:
+    """Figures of as many videos, drawn again and again; a seed draws the same ones."""
+    generator = np.random.default_rng(seed)
+    table = np.array([[count[name] for name in COUNTS] for count in counts])
+    chosen = (table[generator.integers(0, len(table), len(table))] for _ in range(resamples))
+    return [summarise([dict(zip(COUNTS, row, strict=True)) for row in rows]) for rows in chosen]
 
 
 def _by_frame(boxes: Boxes, frames: int) -> list[np.ndarray]:

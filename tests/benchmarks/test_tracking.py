@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from medrl.data.track_phantoms import write_phantoms
+from medrl.geometry.box_motion import MotionNoise
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,18 +27,22 @@ def tracking(monkeypatch):
 @pytest.fixture
 def small(tracking, monkeypatch):
     """The same with next to nothing to do."""
+    import tracking_arms
+
     monkeypatch.setattr(tracking, "TRAINING", 3)
+    monkeypatch.setattr(tracking, "PLAIN", 3)
     monkeypatch.setattr(tracking, "TUNING", 1)
-    monkeypatch.setattr(tracking, "TEST", 2)
+    monkeypatch.setattr(tracking, "TEST", 1)
+    monkeypatch.setattr(tracking, "fit_noise", lambda clip: MotionNoise())
     monkeypatch.setattr(tracking, "RULES", {"patience": (3, 6)})
     monkeypatch.setattr(tracking, "BACK", {"fill": (None, 5)})
     monkeypatch.setattr(tracking, "POLICIES", {"confirm": (2, 3)})
     stages = (("clone", 1),), (("clone", 1), ("PPO", 1)), (("clone", 1), ("PPO with shuffled rewards", 1)), ()
     monkeypatch.setattr(tracking, "ARMS", dict(zip(("cloning", "PPO", "shuffled", "chance"), stages, strict=True)))
-    monkeypatch.setattr(tracking, "HIDDEN", 16)
-    monkeypatch.setattr(tracking, "EPOCH", dict.fromkeys(tracking.EPOCH, 1))
-    monkeypatch.setitem(tracking.train.__kwdefaults__, "rows", 8)
-    monkeypatch.setitem(tracking.train.__kwdefaults__, "steps", 2)
+    monkeypatch.setattr(tracking_arms, "HIDDEN", 16)
+    monkeypatch.setattr(tracking_arms, "EPOCH", dict.fromkeys(tracking_arms.EPOCH, 1))
+    monkeypatch.setitem(tracking_arms.train.__kwdefaults__, "rows", 8)
+    monkeypatch.setitem(tracking_arms.train.__kwdefaults__, "steps", 2)
     return tracking
 
 
@@ -63,11 +68,11 @@ def test_table(small, monkeypatch, tmp_path, capsys):
     assert "ideal decisions" in capsys.readouterr().out
     weights = tmp_path / "out/clone_1-PPO_1_0.pt"
     before = weights.stat().st_mtime_ns
-    run(small, monkeypatch, *arguments, "--motmetrics")
+    run(small, monkeypatch, *arguments[: -len(arms)], "PPO", "--motmetrics")
     again = json.loads((tmp_path / "out/results_test.json").read_text())
-    for name, row in rows.items():
+    for name, row in again["procedural, boxes alone"].items():
         for key, cell in row.items():
-            assert again["procedural, boxes alone"][name][key]["mean"] == pytest.approx(cell["mean"], abs=1e-9), key
+            assert rows[name][key]["mean"] == pytest.approx(cell["mean"], abs=1e-9), key
     assert weights.stat().st_mtime_ns == before
 
 

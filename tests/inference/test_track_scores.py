@@ -74,3 +74,16 @@ def test_intervals_hold_the_value():
     low, high = intervals(counts, resamples=200)["idf1"]
     assert low < summarise(counts)["idf1"] < high
     assert intervals(counts, resamples=50) == intervals(counts, resamples=50)
+
+
+def test_pairs_are_compared_video_by_video():
+    """Videos differ much more than the two trackers do; the second loses one frame of twenty in each."""
+    truth = [tracks(*[(t, 1, 0) for t in range(20)]) for _ in range(8)]
+    first = [tracks(*[(t, 1, 0) for t in range(4 + 2 * n)]) for n in range(8)]
+    second = [tracks(*[(t, 1, 0) for t in range(3 + 2 * n)]) for n in range(8)]
+    better, worse = ([count_video(a, b, 20) for a, b in zip(truth, found, strict=True)] for found in (first, second))
+    alone = [intervals(counts)["recall"] for counts in (better, worse)]
+    assert alone[0][0] < alone[1][1]  # overlapping
+    low, high = intervals(better, against=worse)["recall"]
+    assert low == pytest.approx(1 / 20)
+    assert high == pytest.approx(1 / 20)
