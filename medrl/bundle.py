@@ -182,17 +182,17 @@ def load_weights(network: nn.Module, path: Path | str, device: torch.device | st
     return network.to(device).eval()
 
 
-def read_settings(folder: Path | str, weights: str | None = None) -> dict[str, Any]:
-    """Read ``agent.json``, what a training needs to tell of its network and walk; InputError if it is not there.
+def read_settings(folder: Path | str, weights: str | None = None, *, file: str = "agent.json") -> dict[str, Any]:
+    """Read ``file``, what a training needs to tell of its network and walk; InputError if it is not there.
 
     Where a folder holds several networks, the part that tells of ``<weights>.pt``; InputError if there is none.
     """
     try:
-        settings = json.loads((Path(folder) / "agent.json").read_text(encoding="utf-8"))
+        settings = json.loads((Path(folder) / file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError("agent.json is missing: train the bundle first, or copy its models folder again") from None
+        raise InputError(f"{file} is missing: train the bundle first, or copy its models folder again") from None
     except (OSError, ValueError):
-        raise InputError("agent.json: cannot be read as JSON; copy the bundle's models folder again") from None
+        raise InputError(f"{file}: cannot be read as JSON; copy the bundle's models folder again") from None
     if weights is not None and weights not in settings:
         raise InputError(f"weights {weights!r} are unknown; expected one of {', '.join(sorted(settings)) or 'none'}")
     return settings if weights is None else settings[weights]

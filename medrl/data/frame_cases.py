@@ -36,10 +36,12 @@ class FrameCases:
 
     @classmethod
     def from_phantoms(
-        cls, phantoms: Sequence[Phantom], *, length: int = 11, stride: int = 2, visible: float = 0.5, seed: int = 0
-    ) -> FrameCases:
+        cls, phantoms: Sequence[Phantom], *, length: int = 11, stride: int = 2, visible: float = 0.5, seed: int = 0,
+        varied: bool = False,
+    ) -> FrameCases:  # fmt: skip
         """Clips from the middle of procedural videos, every ``stride``-th pixel.
 
+        ``varied``: with walls and coats of their own, see `render`.
         Objects of which less than ``visible`` is in sight in some frame are left out, and so are clips without any.
         """
         images, boxes = [], []
@@ -54,7 +56,7 @@ class FrameCases:
                 continue
             of = [np.flatnonzero(seen & (video.truth.identity == name)) for name in whole]
             boxes.append(torch.from_numpy(np.stack([video.truth.box[n] for n in of], 1)) / stride)  # (T, K, 4)
-            frames = render(phantom, seed + number)[first : first + length, ::stride, ::stride]
+            frames = render(phantom, seed + number, varied=varied)[first : first + length, ::stride, ::stride]
             images.append(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))))
         if not images:
             raise InputError(f"no object is in sight for {length} frames: expected longer videos")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medrl.data.textures import draw_coat, draw_wall, put
 from medrl.data.tracks import Boxes, Video, write_boxes
 from medrl.data.write import whole_file
 
@@ -92,9 +93,14 @@ def draw_videos(count: int, seed: int, **options: object) -> list[Phantom]:
     return [draw_video(np.random.default_rng([seed, n]), name=f"phantom_{n:03d}", **options) for n in range(count)]
 
 
-def render(phantom: Phantom, seed: int = 0) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a phantom: striped boxes before a noisy wall, behind pillars."""
+def render(phantom: Phantom, seed: int = 0, *, varied: bool = False) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 of a phantom: striped boxes before a noisy wall, behind pillars.
+
+    ``varied``: walls, coats, outlines, pillars, light and grain are drawn, each video has its own.
+    """
     generator, video = np.random.default_rng(seed), phantom.video
+    if varied:
+        return _render_varied(phantom, generator)
     width, height = video.size
     wall = 110 + 30 * np.linspace(0, 1, height)[:, None, None] + generator.normal(0, 8, (height, width, 3))
     frames = np.empty((video.frames, height, width, 3), np.uint8)
@@ -113,9 +119,7 @@ def render(phantom: Phantom, seed: int = 0) -> np.ndarray:
     return frames
 
 
-def write_phantoms(
-    folder: Path | str, count: int, seed: int = 0, *, pictures: bool = False, **options: object
-) -> Path:
+def write_phantoms(folder: Path | str, count: int, seed: int = 0, *, pictures: bool = False, **options: object) -> Path:
     """Write videos as MOTChallenge folders (det, gt, seqinfo.ini, and img1 with ``pictures``); returns the folder."""
     folder = Path(folder)
     for phantom in draw_videos(count, seed, **options):
@@ -135,6 +139,27 @@ def write_phantoms(
                 with whole_file(folder / video.name / f"img1/{number:06d}.jpg") as part:
                     Image.fromarray(picture).save(part, quality=90)
     return folder
+
+
+def _render_varied(phantom: Phantom, generator: np.random.Generator) -> np.ndarray:
+    video = phantom.video
+    wall = draw_wall(generator, video.size).astype(np.float32)
+    coats = [draw_coat(generator, colours) for colours in phantom.colours]
+    posts = generator.uniform(20, 200, (len(phantom.pillars), 3))
+    grain = generator.uniform(0, 8) * generator.standard_normal(wall.shape, np.float32)
+    light = 1 + np.cumsum(generator.normal(0, generator.uniform(0, 0.02), (video.frames, 3)), 0)
+    light = light.astype(np.float32)
+    frames = np.empty((video.frames, *wall.shape), np.uint8)
+    for t in range(video.frames):
+        picture = wall.copy()
+        here = np.flatnonzero(video.truth.frame == t)
+        for n in here[np.argsort(video.truth.box[here, 3])]:
+            put(picture, *coats[video.truth.identity[n]], video.truth.box[n])
+        for (left, right), colour in zip(phantom.pillars.astype(int), posts, strict=True):
+            picture[:, max(left, 0) : max(right, 0)] = colour
+        shift = generator.integers(0, wall.shape[:2])  # the same grain elsewhere
+        frames[t] = np.clip(light[t] * picture + np.roll(grain, shift, (0, 1)), 0, 255)
+    return frames
 
 
 def _walk(

@@ -84,7 +84,7 @@ def appearances(video: Video, frames: np.ndarray | None = None) -> np.ndarray | 
     width, height = video.size
     found = np.zeros((len(video.detections), 9), np.float32)
     for frame in np.unique(video.detections.frame):
-        pixels = _pixels(video, frame) if frames is None else frames[frame]
+        pixels = read_pixels(video, frame) if frames is None else frames[frame]
         for n in np.flatnonzero(video.detections.frame == frame):
             left, top, right, bottom = video.detections.box[n]
             left, right = (int(np.clip(x, 0, width)) for x in (np.floor(left), np.ceil(right)))
@@ -96,8 +96,8 @@ def appearances(video: Video, frames: np.ndarray | None = None) -> np.ndarray | 
     return found
 
 
-def _pixels(video: Video, frame: int) -> np.ndarray:
-    """(H, W, 3) uint8."""
+def read_pixels(video: Video, frame: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 of a video that has some; frames count from 0."""
     from PIL import Image
 
     with Image.open(video.pictures[frame]) as picture:

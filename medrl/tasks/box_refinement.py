@@ -32,7 +32,7 @@ THINNEST = 4.0  # pixels; a side never gets shorter
 
 
 class RefinementState(NamedTuple):
-    """Of B boxes; 51 bytes a row."""
+    """Of B boxes; 69 bytes a row."""
 
     case: Tensor  # int16
     slot: Tensor  # int16, the object
@@ -42,27 +42,33 @@ class RefinementState(NamedTuple):
     last: Tensor  # (B, 4), the box in the frame before
     box: Tensor  # (B, 4)
     history: Tensor  # (B, 10) int8, actions, the latest first; -1 before
+    source: Tensor  # int16, the frame of the template
+    template: Tensor  # (B, 4), where the object was known to be in it
 
 
 class BoxRefinementTask(Task):
     """Four moves by ``step`` of the box's sides (a pixel at least), larger, smaller, fatter, taller, and stop.
 
     Observation: ``image`` (6, size, size), the box of the frame before and the present one with ``margin`` of their
-    sides around, and ``vector``, the last ten actions.  A frame ends by stop or after ``most`` actions; an episode has
-    ``frames`` frames, 1 (Jiang et al.) or a clip (ADNet: 10), which starts from the true box of the frame before.  The
-    score is the overlap with the truth in the present frame; the reward +1 if the last overlap is above 0.7 and -1
-    otherwise, which with several frames is ADNet's label of a whole clip.
+    sides around, and ``vector``, the last ten actions.  With ``template`` the first view is of the object as it was
+    last known for sure, when it was given or detected, so that small errors of every frame need not add up.
+
+    A frame ends by stop or after ``most`` actions; an episode has ``frames`` frames, 1 (Jiang et al.) or a clip (ADNet:
+    10), which starts from the true box of the frame before.  The score is the overlap with the truth in the present
+    frame; the reward +1 if the last overlap is above 0.7 and -1 otherwise, which with several frames is ADNet's label
+    of a whole clip.
     """
 
     def __init__(
         self, *, cases: FrameCases, frames: int = 1, step: float = 0.03, most: int = 20, size: int = 24,
-        margin: float = 0.5, shaken: float = 0.0, reward: Reward | None = None,
+        margin: float = 0.5, template: bool = False, shaken: float = 0.0, apart: float = 0.0,
+        reward: Reward | None = None,
     ) -> None:  # fmt: skip
         if not 1 <= frames < cases.length:
             raise ValueError(f"frames {frames} must be 1 to {cases.length - 1}, what the clips have after their first")
         self.cases, self.frames, self.step, self.most = cases, frames, step, most
-        self.size, self.margin, self.shaken = size, margin, shaken
-        self.max_steps = frames * most
+        self.size, self.margin, self.shaken, self.apart = size, margin, shaken, apart
+        self.template, self.max_steps = template, frames * most
         self.reward_shape = AtStop(threshold=0.7) if reward is None else reward
         self.moves = MOVES.to(cases.device)
         self.action_space = spaces.Discrete(len(ACTIONS))
@@ -74,26 +80,47 @@ class BoxRefinementTask(Task):
         )
 
     def initial(self, case: Tensor, generator: torch.Generator) -> RefinementState:
-        """An object of each clip (B,), at its box of a random frame, ``shaken`` (a share of its sides), in the next."""
+        """An object of each clip (B,), at its box of a random frame, ``shaken`` (a share of its sides), in the next.
+
+        There the box is shaken once more, by ``apart``, as a guess of where the object went is; the template is of any
+        frame before, shaken half as much.
+        """
         case, device, count = case.long(), case.device, len(case)
         chance = torch.rand(2, count, generator=generator, device=device)
         slot = (chance[0] * self.cases.count[case]).long()
         frame = (chance[1] * (self.cases.length - self.frames)).long()
-        box = self.cases.truth[case, frame, slot]
-        _, side = middle_and_size(box)
-        box = box + self.shaken * torch.randn(count, 4, generator=generator, device=device) * side.repeat(1, 2)
-        short = [value.to(torch.int16) for value in (case, slot, frame + 1)]
-        zero = torch.zeros(count, dtype=torch.int16, device=device)
-        history = torch.full((count, HISTORY), -1, dtype=torch.int8, device=device)
-        return RefinementState(*short, zero + self.frames, zero, box, box, history)
+
+        def about(box: Tensor, shake: float) -> Tensor:
+            if shake == 0:
+                return box
+            side = middle_and_size(box)[1].repeat(1, 2)
+            return box + shake * torch.randn(count, 4, generator=generator, device=device) * side
+
+        last = about(self.cases.truth[case, frame, slot], self.shaken)
+        box = about(last, self.apart)
+        source, template = frame, last
+        if self.template:
+            source = (torch.rand(count, generator=generator, device=device) * (frame + 1)).long()
+            template = about(self.cases.truth[case, source, slot], self.shaken / 2)
+        return self.given(case, slot, frame + 1, last, box, source, template)
+
+    def given(
+        self, case: Tensor, slot: Tensor, frame: Tensor, last: Tensor, box: Tensor, source: Tensor, template: Tensor
+    ) -> RefinementState:
+        """Objects (B,) with their boxes (B, 4) of the frame before, what to start from in ``frame``, and templates."""
+        case, slot, frame, source = (value.to(torch.int16) for value in (case, slot, frame, source))
+        zero = torch.zeros_like(case)
+        history = torch.full((len(case), HISTORY), -1, dtype=torch.int8, device=case.device)
+        return RefinementState(case, slot, frame, zero + self.frames, zero, last, box, history, source, template)
 
     def observe(self, state: RefinementState) -> dict[str, Tensor]:
         """What the boxes hold, and what was done."""
         case, frame = state.case.long(), state.frame.long()
         crops = []
-        for back, box in ((1, state.last), (0, state.box)):
+        before = (state.source.long(), state.template) if self.template else (frame - 1, state.last)
+        for when, box in (before, (frame, state.box)):
             _, side = middle_and_size(box)
-            crops.append(self.cases.crop(case, frame - back, grown(box, self.margin * side), self.size))
+            crops.append(self.cases.crop(case, when, grown(box, self.margin * side), self.size))
         done = state.history[..., None] == torch.arange(len(ACTIONS), device=self.cases.device)
         return {"image": torch.cat(crops, 1), "vector": done.flatten(1).float()}
 

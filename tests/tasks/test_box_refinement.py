@@ -88,3 +88,33 @@ def test_observation_shows_both_frames():
 def test_wrong_settings():
     with pytest.raises(ValueError, match="frames 9 must be 1 to 4"):
         small_refinement_task(frames=9)
+
+
+def test_the_template_is_of_a_frame_before():
+    task = small_refinement_task(size=6, margin=0.0, template=True, shaken=0.0)
+    seen, sources = [], set()
+    for seed in range(30):
+        state = task.initial(torch.zeros(4, dtype=torch.int64), torch.Generator().manual_seed(seed))
+        assert bool((state.source < state.frame).all())
+        sources |= set((state.frame - state.source).tolist())
+        where = task.cases.truth[0, state.source.long(), state.slot.long()]
+        torch.testing.assert_close(state.template, where)
+        seen.append(state)
+    assert sources >= {1, 2, 3}
+    image = task.observe(seen[0])["image"]
+    assert image.shape == (4, 6, 6, 6)
+    expected = task.cases.crop(torch.zeros(4, dtype=torch.int64), seen[0].source.long(), seen[0].template, 6)
+    assert torch.equal(image[:, :3], expected)
+    moved = task.advance(seen[0], torch.zeros(4, dtype=torch.int64))
+    assert torch.equal(task.observe(moved)["image"][:, :3], expected)
+
+
+def test_a_guess_is_apart_from_the_last_box():
+    still = small_refinement_task(shaken=0.05)
+    state = start(still, 64)
+    torch.testing.assert_close(state.box, state.last)
+    task = small_refinement_task(shaken=0.05, apart=0.1)
+    state = start(task, 64)
+    side = (state.last[:, 2:] - state.last[:, :2]).repeat(1, 2)
+    spread = ((state.box - state.last) / side).std()
+    assert 0.07 < float(spread) < 0.13
