@@ -3,15 +3,17 @@
     python benchmarks/cutting.py --models MODELS --output OUT.json [--data DAVIS] [--seeds 3]
     python benchmarks/cutting.py --speed
 
-Procedural videos of 64 x 64 pixels: 160 to train on (seed 1), 60 to test (seed 3), nothing is chosen by these.  The
-cutter is trained once, supervised, and frozen (``MODELS/cutter.pt`` is used again).  For every seed of the agent: a
-clone of the greedy box expert, which has no opinion on contexts, the clone improved by PPO with the band reward, and by
-PPO with the rewards of other rows, which must not help.  J is the mean IoU over the frames after the first, decay the
-mean of its first quarter less that of its last; intervals are 95 %, by Student's t over seeds, or over videos where
-nothing has a seed.
+Procedural videos of 64 x 64 pixels: 400 to train on (seed 1), 40 to choose the best weights of a training by (seed 2),
+60 to test (seed 3), nothing is chosen by these.  The cutter is trained once, supervised, and frozen.  For every seed of
+the agent: a clone of the greedy expert, the clone improved by PPO with the band reward, by PPO with the IoU that every
+frame ends with, and (``--controls`` seeds) by PPO with the band's rewards of other rows, which must not help, with its
+last weights.  What is in ``MODELS`` is used again.  J is the mean IoU over the frames after the first, decay the mean
+of its first quarter less that of its last; intervals are 95 %, by Student's t over seeds, or over videos where nothing
+has a seed.
 
 ``--data`` is a folder of sequences with masks of all frames, such as DAVIS 2016: four folds of sequences that neither
-the cutter nor the policy has seen; both are tuned on the others, from the procedural ones of the first seed.
+the cutter nor the policy has seen; the cutter is tuned on the others, beside synthetic videos, and so is the policy if
+``--tune`` says so, from the procedural ones.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from torch import Tensor, nn
 from medrl.agents.actor_critic import PPO
 from medrl.agents.policy_cloning import PolicyCloning
 from medrl.data.video_cases import VideoCases
-from medrl.data.video_phantoms import phantom_cases
+from medrl.data.video_phantoms import phantom_cases, video_phantom
 from medrl.data.videos import find_sequences, read_videos
 from medrl.environment import Environment
 from medrl.inference.cutting_walk import agreements, cut_along, decay, follow, given_first
 from medrl.networks.cutter import Cutter
 from medrl.networks.image_vector_policy import ImageVectorPolicy
-from medrl.rewards.cutting import CuttingBand
+from medrl.rewards.cutting import CuttingBand, FrameAgreement
 from medrl.rollout import Rollout
 from medrl.tasks.cutting import CuttingTask
 from medrl.training.cutter import cutter_of, train_cutter
@@ -49,17 +51,21 @@ from medrl.training.cutting import RULES
 logger = logging.getLogger(__name__)
 
 ROWS, LENGTH = 32, 16
+GAMMA = 0.9
+CHECK = 10  # updates between looks at the validation videos
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78}  # 95 %, by degrees of freedom
 CANVAS = (72, 128)  # of DAVIS
 FOLDS = 4
-WIDE = 2  # context of the oracle when it takes steps; it teaches none
+REPEATED = 4  # times a sequence is among those to tune a cutter on; as many synthetic videos lie beside them
+LOST = 0.15  # share of episodes that start with a box anywhere
 CLONE, SHUFFLED, AGENT = "cloning alone", "cloning, then PPO, shuffled reward", "cloning, then PPO"
+FRAMES = "cloning, then PPO for what frames end with"
 
 
 def tasks(training: VideoCases, held: VideoCases, cutter: nn.Module) -> tuple[CuttingTask, CuttingTask]:
     """To train on, and to test from the first frames."""
-    options: dict[str, Any] = {"cutter": cutter, "expert_context": WIDE}
-    return CuttingTask(training, **options), CuttingTask(held, random_start=False, **options)
+    options: dict[str, Any] = {"cutter": cutter}
+    return CuttingTask(training, lost=LOST, **options), CuttingTask(held, random_start=False, **options)
 
 
 def policy_for(task: CuttingTask) -> ImageVectorPolicy:
@@ -69,43 +75,65 @@ def policy_for(task: CuttingTask) -> ImageVectorPolicy:
 
 
 def improve(
-    task: CuttingTask, network: nn.Module, *, kind: type, updates: int, seed: int, **options: Any
-) -> nn.Module:
-    """Train a policy from where it stands; returns the weight average, with gradients."""
+    task: CuttingTask, network: nn.Module, *, kind: type, updates: int, seed: int,
+    validation: CuttingTask | None = None, **options: Any,
+) -> nn.Module:  # fmt: skip
+    """Train a policy from where it stands; returns the weight average, the best of validation if there is one."""
     environment = Environment(task, num_envs=ROWS, seed=seed)
     rollout = Rollout(task, length=LENGTH, num_envs=ROWS, keep_observation=True)
-    common = {"rollout": rollout, "gamma": 0.9, "updates": updates, "seed": seed} | options
+    common = {"rollout": rollout, "gamma": GAMMA, "updates": updates, "seed": seed} | options
     if kind is PolicyCloning:
-        common |= {"environment": environment, "mix_updates": max(1, updates // 2)}
+        common |= {"environment": environment, "mix_updates": max(1, updates // 4)}
     agent = kind(network, **common)
-    start = time.perf_counter()
+    start, best, highest = time.perf_counter(), agent.average, -1.0
     for update, _ in zip(range(updates), rollouts(agent, environment), strict=False):
         parts = agent.learn()
-        if update % 10 == 9:
+        if update % CHECK == CHECK - 1 or update == updates - 1:
             shown = {name: round(float(value), 3) for name, value in parts.items()}
             logger.info("%s %d: %s, %.0f s", kind.__name__, update + 1, shown, time.perf_counter() - start)
-    return copy.deepcopy(agent.average).requires_grad_(True).train()
+            found = 0.0 if validation is None else summary(look(validation, agent.average))["J"]
+            if validation is None or found > highest:
+                best, highest = copy.deepcopy(agent.average), found
+            logger.info("validation: J %.4f, highest %.4f", found, highest)
+    return copy.deepcopy(best).requires_grad_(True).train()
 
 
-def clone(task: CuttingTask, *, updates: int, seed: int, network: nn.Module | None = None) -> nn.Module:
-    """A clone of the greedy box expert."""
+def clone(
+    task: CuttingTask, *, updates: int, seed: int, network: nn.Module | None = None,
+    validation: CuttingTask | None = None,
+) -> nn.Module:  # fmt: skip
+    """A clone of the greedy expert."""
     torch.manual_seed(seed)
     network = policy_for(task) if network is None else copy.deepcopy(network)
     return improve(
-        task, network, kind=PolicyCloning, updates=updates, seed=seed, learning_rate=3e-3, epochs=4, minibatches=4,
-        temperature=0.02, value_weight=0.2, gradient_clip=2.0, warm_up=3,
+        task, network, kind=PolicyCloning, updates=updates, seed=seed, learning_rate=3e-3, epochs=8,
+        minibatches=4, temperature=0.006, value_weight=0.2, gradient_clip=2.0, warm_up=3,
+        validation=validation,
     )  # fmt: skip
 
 
-def reinforce(task: CuttingTask, network: nn.Module, *, updates: int, seed: int, shuffled: bool = False) -> nn.Module:
-    """A clone improved by its rewards, or by those of others."""
-    reward = Shuffled(CuttingBand(), seed) if shuffled else CuttingBand()
+def reinforce(
+    task: CuttingTask, network: nn.Module, *, updates: int, seed: int, reward: Any = None, gamma: float = GAMMA,
+    validation: CuttingTask | None = None,
+) -> nn.Module:  # fmt: skip
+    """A clone improved by its rewards, those of the band unless others are given."""
     task = copy.copy(task)
-    task.reward_shape = reward
+    task.reward_shape = CuttingBand() if reward is None else reward
     return improve(
-        task, copy.deepcopy(network), kind=PPO, updates=updates, seed=seed, learning_rate=5e-4, entropy=0.003,
-        epochs=3, minibatches=4, warm_up=5, gradient_clip=1.0,
+        task, copy.deepcopy(network), kind=PPO, updates=updates, seed=seed, gamma=gamma, learning_rate=2e-4,
+        entropy=0.0, epochs=3, minibatches=4, warm_up=5, gradient_clip=1.0, validation=validation,
     )  # fmt: skip
+
+
+def reinforce_frames(task: CuttingTask, network: nn.Module, *, updates: int, seed: int, **options: Any) -> nn.Module:
+    """A clone improved by what its frames end with; it goes on cloning a little, so that its values are of that."""
+    task, reward, gamma = copy.copy(task), FrameAgreement(), 0.95
+    task.reward_shape = reward
+    network = improve(
+        task, copy.deepcopy(network), kind=PolicyCloning, updates=max(1, updates // 5), seed=seed + 10, gamma=gamma,
+        learning_rate=5e-4, epochs=8, minibatches=4, temperature=0.006, value_weight=0.5, gradient_clip=2.0, warm_up=3,
+    )  # fmt: skip
+    return reinforce(task, network, updates=updates, seed=seed, reward=reward, gamma=gamma, **options)
 
 
 def look(task: CuttingTask, network: nn.Module, **options: Any) -> Tensor:
@@ -127,26 +155,40 @@ def fixed(task: CuttingTask, rows: dict[str, list[dict[str, Any]]]) -> None:
             rows[f"{name}, context {margin:.1f}"] = [summary(value)]
 
 
-def procedural(models: Path, *, seeds: int, updates: Sequence[int], cases: Sequence[int]) -> dict[str, Any]:
-    """Train, test, and keep the networks of all seeds in ``models``."""
-    training, held = (phantom_cases(count, seed=seed) for count, seed in zip(cases, (1, 3), strict=True))
+def procedural(
+    models: Path, *, seeds: int, controls: int, updates: Sequence[int], cases: Sequence[int]
+) -> dict[str, Any]:
+    """Train, test, and keep the networks of all seeds in ``models``; what is there is not trained again."""
+    training, chosen, held = (phantom_cases(count, seed=seed) for seed, count in enumerate(cases, start=1))
+    torch.manual_seed(0)
     cutter = cutter_of(models, training, options={}, training={"updates": updates[0]})
     task, test = tasks(training, held, cutter)
+    _, validation = tasks(training, chosen, cutter)
     rows: dict[str, list[dict[str, Any]]] = {}
     fixed(test, rows)
     show(rows)
     for seed in range(seeds):
-        first = clone(task, updates=updates[1], seed=seed)
-        for name in (CLONE, AGENT, SHUFFLED):
-            network = first
-            if name != CLONE:
-                network = reinforce(task, first, updates=updates[2], seed=seed, shuffled=name == SHUFFLED)
+        first = nn.Identity()
+        for name in (CLONE, AGENT, FRAMES, SHUFFLED)[: 4 if seed < controls else 3]:
+            path = models / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}.pt"
+            network: nn.Module = policy_for(task)
+            if path.exists():
+                network.load_state_dict(torch.load(path, weights_only=True))
+            elif name == CLONE:
+                network = clone(task, updates=updates[1], seed=seed, validation=validation)
+            elif name == AGENT:
+                network = reinforce(task, first, updates=updates[2], seed=seed, validation=validation)
+            elif name == FRAMES:
+                network = reinforce_frames(task, first, updates=updates[2], seed=seed, validation=validation)
+            else:
+                network = reinforce(task, first, updates=updates[2], seed=seed, reward=Shuffled(CuttingBand(), seed))
+            torch.save(network.state_dict(), path)
+            first = network if name == CLONE else first
             rows.setdefault(name, []).append(summary(look(test, network)))
-            torch.save(network.state_dict(), models / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}.pt")
             logger.info("seed %d, %s: J %.3f", seed, name, rows[name][-1]["J"])
-            for context, margin in enumerate(test.contexts.tolist() if name == AGENT else []):
+            for context, margin in enumerate(test.contexts.tolist() if name in (AGENT, FRAMES) else []):
                 value = summary(look(test, network, context=context))
-                rows.setdefault(f"{AGENT}, context always {margin:.1f}", []).append(value)
+                rows.setdefault(f"{name}, context always {margin:.1f}", []).append(value)
         if seed == 0:
             drawn = look(test, first, generator=torch.Generator().manual_seed(seed))
             rows["random moves"] = [summary(drawn)]
@@ -163,9 +205,12 @@ def sequences(
     for fold in range(min(FOLDS, len(videos))):
         sets = [[v for n, v in enumerate(videos) if (n % FOLDS == fold) == left] for left in (False, True)]
         training, held = (VideoCases.from_videos(part, canvas=canvas) for part in sets)
+        generator = np.random.default_rng([1, fold])
+        beside = [video_phantom(generator, size=(canvas[0], canvas[1])) for _ in range(REPEATED * len(sets[0]))]
+        mixed = VideoCases.from_videos([*REPEATED * sets[0], *beside], canvas=canvas)
         plain = Cutter()
         plain.load_state_dict(torch.load(models / "cutter.pt", weights_only=True))
-        tuned = train_cutter(copy.deepcopy(plain), training, updates=updates[0], learning_rate=1e-3, seed=fold)
+        tuned = train_cutter(copy.deepcopy(plain), mixed, updates=updates[0], learning_rate=1e-3, seed=fold)
         for kind, cutter in (("procedural", plain), ("tuned", tuned)):
             task, test = tasks(training, held, cutter)
             found: dict[str, list[dict[str, Any]]] = {}
@@ -261,11 +306,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
     parser.add_argument("--data", type=Path, help="folder of sequences with masks, such as DAVIS 2016")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cases", type=int, nargs=2, default=(160, 60), help="videos to train on and to test")
+    parser.add_argument("--controls", type=int, default=1, help="seeds that get a control with shuffled rewards, too")
+    parser.add_argument("--cases", type=int, nargs=3, default=(400, 40, 60), help="to train, to validate, to test")
     parser.add_argument(
-        "--updates", type=int, nargs=3, default=(1500, 80, 40), help="of the cutter, of cloning, of PPO"
+        "--updates", type=int, nargs=3, default=(5000, 60, 60), help="of the cutter, of cloning, of PPO"
     )
-    parser.add_argument("--tune", type=int, nargs=3, default=(500, 0, 0), help="the same on the sequences of --data")
+    parser.add_argument("--tune", type=int, nargs=3, default=(200, 0, 0), help="the same on the sequences of --data")
     parser.add_argument("--skip_procedural", action="store_true", help="use the networks that are in --models")
     parser.add_argument("--speed", action="store_true", help="print speeds only")
     arguments = parser.parse_args()
@@ -279,8 +325,9 @@ def main() -> None:
     figures = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     if not arguments.skip_procedural:
         figures["procedural"] = procedural(
-            arguments.models, seeds=arguments.seeds, updates=arguments.updates, cases=arguments.cases
-        )
+            arguments.models, seeds=arguments.seeds, controls=arguments.controls, updates=arguments.updates,
+            cases=arguments.cases,
+        )  # fmt: skip
         arguments.output.write_text(json.dumps(figures, indent=1))
     if arguments.data is not None:
         figures["sequences"] = sequences(

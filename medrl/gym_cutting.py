@@ -18,7 +18,7 @@ class ColourCutter(nn.Module):
     """A cutter without weights: cells near the mean colour of the mask before, inside or near the object box."""
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Logits (B, 1, n, n) of object-context pairs (B, 8, n, n)."""
+        """Logits (B, 1, n, n) of object-context pairs (B, 10, n, n)."""
         now, before, mask = pair[:, :3], pair[:, 3:6], pair[:, 6:7]
         known = mask.sum((2, 3), keepdim=True)
         colour = (before * mask).sum((2, 3), keepdim=True) / known.clamp(min=1e-3)

@@ -29,7 +29,7 @@ def test_it_passes_the_checks():
 def test_many_rows_at_once():
     envs = gymnasium.make_vec("medrl/Cutting-v0", num_envs=5, task=small_cutting_task())
     first, _ = envs.reset(seed=0)
-    assert first["image"].shape == (5, 5, 8, 8)
+    assert first["image"].shape == (5, 8, 8, 8)
     ended = 0
     for _ in range(8):
         action = np.tile([8, 1], (5, 1))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medrl.data.seed_cases import pack, unpack
 from medrl.geometry.boxes import corners
+from medrl.geometry.colour_chance import BINS, colour_bins, remembered_chance
 from medrl.geometry.crops import crop_boxes
 from medrl.geometry.pasting import boxes_of_masks
 
@@ -34,6 +35,8 @@ class VideoCases:
     ) -> None:
         count, steps, _, height, width = frames.shape
         self.frames = frames  # (N, T, 3, H, W) uint8
+        bins = [colour_bins(part / 255, BINS).to(torch.int16) for part in frames]
+        self.colours = torch.stack(bins)  # (N, T, H, W) int16, bins of the frames' colours
         self.length, self.extent, self.zoom, self.names = length, extent, zoom, list(names)
         self.shape = (height, width)
         self.truth = pack(masks.reshape(count * steps, -1)).reshape(count, steps, -1)  # bits of the true masks
@@ -74,7 +77,7 @@ class VideoCases:
 
     def to(self, device: torch.device | str) -> VideoCases:
         """Move everything; returns itself."""
-        for name in ("frames", "truth", "box", "present", "length", "extent", "zoom"):
+        for name in ("frames", "colours", "truth", "box", "present", "length", "extent", "zoom"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -87,6 +90,15 @@ class VideoCases:
         """What boxes (B, 4) hold of packed masks (B, P): (B, 1, size, size) float32 in 0..1."""
         mask = self.unpacked(packed)[:, None]
         return crop_boxes(mask, torch.arange(len(mask), device=mask.device), box, (size, size))
+
+    def chance(self, case: Tensor, frame: Tensor, given: Tensor, mask: Tensor) -> Tensor:
+        """How likely the colours of frames (B,) are the object's, coarse and fine: (B, 2, H, W) in 0..1.
+
+        By what frames ``given`` (B,) hold inside and outside the packed masks (B, P) that are known there.
+        """
+        case = case.long()
+        now, known = (self.colours[case, at.long()].flatten(1) for at in (frame, given))
+        return remembered_chance(now, known, unpack(mask, self.pixels).float()).unflatten(2, self.shape)
 
     def unpacked(self, packed: Tensor) -> Tensor:
         """Masks (B, H, W) bool of packed ones (B, P)."""

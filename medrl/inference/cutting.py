@@ -78,24 +78,27 @@ class CuttingInferer(Inferer):
             box, mask = cases.box[:, 0], cases.truth[:, 0]
         else:
             box = task.kept(case, (given.box * cases.zoom[0].cpu()).to(device))
-            mask = task.cut(case, first, box, middle, filled(box, cases.shape))
+            mask = task.cut(task.given(case, first, box, middle, filled(box, cases.shape)))
         return task, task.given(case, first, task.kept(case, box), middle, mask)
 
     def _drawn(self, task: CuttingTask, cuts: Cuts, frames: Tensor, given: GivenVideo) -> CutVideo:
         """Draw the masks again at the size of the video."""
         size = tuple(frames.shape[2:])
         case = torch.arange(len(given.objects), device=cuts.box.device)
+        first, known = torch.zeros_like(case), cuts.mask[:, 0]  # what the task was given
         zoom = task.cases.zoom[:, None]
         value = torch.tensor(given.objects, dtype=torch.uint8, device=cuts.box.device)
         labels = torch.zeros((len(frames), *size), dtype=torch.uint8)
         for t in range(len(frames)):
-            at = torch.full_like(case, t)
             if t == 0 and given.masks is not None:
                 chance = given.masks.to(value.device).float()
             else:
-                before = filled(cuts.box[:, 0], task.cases.shape) if t == 0 else cuts.previous[:, t]
-                logits = task.logits(case, at, cuts.box[:, t], cuts.context[:, t], before)
-                chance = paste_boxes(logits, task.context_box(cuts.box[:, t], cuts.context[:, t]) / zoom, size)
+                before = filled(cuts.box[:, 0], task.cases.shape)
+                state = task.given(case, first, cuts.box[:, t], cuts.context[:, t], before if t == 0 else known)
+                if t > 0:
+                    state = state._replace(frame=first + t, previous=cuts.previous[:, t])
+                around = task.context_box(state.box, state.context)
+                chance = paste_boxes(task.logits(state), around / zoom, size)
             highest, which = chance.max(0)
             labels[t] = torch.where(highest > 0, value[which], torch.zeros_like(value[which])).cpu()
         box = cuts.box / zoom[..., None]

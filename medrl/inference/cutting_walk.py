@@ -82,11 +82,11 @@ def mask_box(task: CuttingTask, state: CuttingState) -> Tensor:
     return torch.where(there[:, None], box, state.box)
 
 
-def given_first(task: CuttingTask) -> CuttingState:
-    """The first frame of every case, given with its true mask and box."""
-    case = torch.arange(len(task.cases), device=task.cases.device)
+def given_first(task: CuttingTask, case: Tensor | None = None) -> CuttingState:
+    """The first frame of every case, or of those (B,) named, given with its true mask and box."""
+    case = torch.arange(len(task.cases), device=task.cases.device) if case is None else case.long()
     frame, context = torch.zeros_like(case), torch.full_like(case, len(task.contexts) // 2)
-    return task.given(case, frame, task.cases.box[:, 0], context, task.cases.truth[:, 0])
+    return task.given(case, frame, task.cases.box[case, 0], context, task.cases.truth[case, 0])
 
 
 def agreements(task: CuttingTask, cuts: Cuts) -> Tensor:

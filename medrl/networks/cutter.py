@@ -7,17 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-CHANNELS = ("red", "green", "blue", "red before", "green before", "blue before", "mask before", "object box")
+from medrl.geometry.colour_chance import colour_chance
+
+CHANNELS = (
+    "red", "green", "blue", "red before", "green before", "blue before", "mask before", "object box",
+    "colour chance", "fine colour chance",
+)  # fmt: skip
 
 
 class Cutter(nn.Module):
-    """Cuts an object: object-context pairs (B, 8, n, n) in 0..1 to logits (B, 1, n, n).
+    """Cuts an object: object-context pairs (B, 10, n, n) in 0..1 to logits (B, 1, n, n).
 
     The channels are ``CHANNELS``: the context box of this frame and of the frame before, the mask that was found
-    before, and where the object box lies.  n must be a multiple of 4.  Beside them the network sees how likely the
-    colour of every cell is the object's, by histograms of the frame before, coarse and fine (`colour_chance`).  It is a
-    small U-Net on a half and a quarter of the resolution, from 2 x 2 cells and to 2 x 2 cells a place [Shi 2016]: half
-    the time of MONAI's UNet of these widths, which, too, would normalise its one output channel.  Rows never mix.
+    before, where the object box lies, and how likely every colour is the object's by the frame that was given, which
+    does not forget.  n must be a multiple of 4.  Beside them the network sees the same by histograms of the frame
+    before, coarse and fine (`colour_chance`).  It is a small U-Net on a half and a quarter of the resolution, from 2 x
+    2 cells and to 2 x 2 cells a place [Shi 2016]: half the time of MONAI's UNet of these widths, which, too, would
+    normalise its one output channel.  Rows never mix.
     """
 
     def __init__(self, *, widths: Sequence[int] = (32, 64), bins: Sequence[int] = (4, 8)) -> None:
@@ -36,20 +42,6 @@ class Cutter(nn.Module):
         return self.out(fine + self.back(self.coarse(fine)))
 
 
-def colour_chance(now: Tensor, before: Tensor, mask: Tensor, bins: int, prior: float = 2.0) -> Tensor:
-    """Share (B, 1, n, n) of the mask (B, 1, n, n) among the cells of the image before that have a cell's colour.
-
-    Images (B, 3, n, n) in 0..1 are sorted into ``bins`` a channel; ``prior`` cells with the mask's mean are added.
-    """
-    cells = ((image * bins).long().clamp(0, bins - 1) for image in (now, before))
-    index, known = ((x[:, 0] + bins * (x[:, 1] + bins * x[:, 2])).flatten(1) for x in cells)
-    inside = mask.flatten(1)
-    empty = inside.new_zeros(len(mask), bins**3)
-    found, total = (empty.scatter_add(1, known, x) for x in (inside, torch.ones_like(inside)))
-    chance = (found + prior * inside.mean(1, keepdim=True)) / (total + prior)
-    return chance.gather(1, index).reshape(mask.shape)
-
-
 class CuttingNetworks(nn.Module):
     """A cutter, and the policy that moves its boxes; called with object-context pairs it cuts."""
 
@@ -58,7 +50,7 @@ class CuttingNetworks(nn.Module):
         self.cutter, self.policy = cutter, policy
 
     def forward(self, pair: Tensor) -> Tensor:
-        """Logits (B, 1, n, n) of pairs (B, 8, n, n)."""
+        """Logits (B, 1, n, n) of pairs (B, 10, n, n)."""
         return self.cutter(pair)
 
 

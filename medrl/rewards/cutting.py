@@ -1,4 +1,4 @@
-"""The reward of cutting agents [Han et al. 2018]: a band over what an action gains."""
+"""Rewards of cutting agents: the band over what an action gains [Han et al. 2018], and what a frame ends with."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ class CuttingBand(Shape):
     def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
         alpha = torch.where(task.stops(state, action), self.stop, self.move)
         return band(task.gain(state, action, next_state), alpha=alpha, margin=self.margin)
+
+
+class FrameAgreement(Shape):
+    """What the mask lacks when its frame ends, IoU - 1, and 0 before: the mean J, and nothing else.
+
+    (The band pays for what a frame gains, and so for a bad start, too.)  The frame that was given does not count.
+    """
+
+    def __call__(self, task: Any, state: Any, action: Tensor, next_state: Any) -> Tensor:
+        ends = task.stops(state, action) & (state.frame != state.given)
+        return torch.where(ends, task.score(state) - 1, 0.0)

@@ -38,7 +38,8 @@ def test_the_whole_on_tiny_videos(cutting, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "sys.argv",
         ["cutting.py", "--models", str(tmp_path), "--output", str(tmp_path / "out.json"), "--seeds", "2",
-         "--cases", "2", "2", "--updates", "2", "1", "1", "--tune", "1", "1", "1", "--data", str(tmp_path / "data")],
+         "--controls", "2","--cases", "2", "2", "2", "--updates", "2", "1", "1", "--tune", "1", "1", "1",
+         "--data", str(tmp_path / "data")],
     )  # fmt: skip
     cutting.main()
     figures = json.loads((tmp_path / "out.json").read_text())

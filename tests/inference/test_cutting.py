@@ -38,7 +38,7 @@ class RightThenStop(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
 
     def forward(self, observation, memory=None):
-        step = observation["vector"][:, 15:19].argmax(1)  # after 12 numbers of masks and 3 of the context
+        step = observation["vector"][:, 18:22].argmax(1)  # after 15 numbers of masks and 3 of the context
         logits = torch.zeros(len(step), 12)
         logits[torch.arange(len(step)), torch.where(step < self.times, RIGHT, STOP)] = 9.0
         logits[:, 11] = 9.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medrl.networks.cutter import CHANNELS, Cutter, CuttingNetworks, colour_chance, cut_loss
+from medrl.networks.cutter import CHANNELS, Cutter, CuttingNetworks, cut_loss
 from medrl.networks.image_vector_policy import ImageVectorPolicy
 from medrl.networks.policy import unroll
 
@@ -22,17 +22,6 @@ def test_rows_do_not_mix(cutter, size, torch_generator):
     logits = cutter(pairs)
     assert logits.shape == (3, 1, size, size)
     torch.testing.assert_close(logits[1:2], cutter(pairs[1:2]), rtol=1e-4, atol=1e-5)
-
-
-def test_the_chance_of_a_colour_by_hand():
-    before = torch.zeros(1, 3, 2, 2)
-    before[0, 0] = torch.tensor([[0.9, 0.9], [0.9, 0.1]])  # three red cells, one black
-    mask = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
-    now = torch.zeros(1, 3, 2, 2)
-    now[0, 0, 0, 0], now[0, 1, 1, 1] = 0.8, 0.9  # red; black twice; green, which was not there
-    chance = colour_chance(now, before, mask, bins=2, prior=2.0)[0, 0]
-    red, black, unknown = (2 + 1) / (3 + 2), (0 + 1) / (1 + 2), 0.5
-    assert chance.tolist() == [[pytest.approx(red), pytest.approx(black)], [pytest.approx(black), unknown]]
 
 
 def test_the_loss_by_hand():
@@ -71,4 +60,4 @@ def test_the_policy_answers_both_choices(recurrent, torch_generator):
         memory = one.memory
     assert ImageVectorPolicy(channels=1, size=8, features=6, actions=4).nvec is None
     networks = CuttingNetworks(cutter=Cutter(), policy=policy)
-    assert networks(torch.rand(1, 8, 32, 32)).shape == (1, 1, 32, 32)
+    assert networks(torch.rand(1, 10, 32, 32)).shape == (1, 1, 32, 32)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medrl.rewards.cutting import CuttingBand, band
+from medrl.rewards.cutting import CuttingBand, FrameAgreement, band
 
 EPSILON = 1e-5
 
@@ -46,3 +46,11 @@ def test_stops_count_three_times():
     assert reward.tolist() == pytest.approx([0.5, 1.5, -1.0, -3.0])
     double = 2 * CuttingBand(stop=1.0)
     assert double(task, None, torch.tensor([1, 8, 1, 8]), None).tolist() == pytest.approx([1.0, 1.0, -2.0, -2.0])
+
+
+def test_frames_pay_what_they_end_with():
+    state = SimpleNamespace(frame=torch.tensor([0, 3, 3]), given=torch.tensor([0, 0, 0]))
+    score = torch.tensor([1.0, 0.7, 0.7])
+    task = SimpleNamespace(score=lambda state: score, stops=lambda state, action: action == 8)
+    reward = FrameAgreement()(task, state, torch.tensor([8, 8, 1]), None)
+    assert reward.tolist() == pytest.approx([0.0, -0.3, 0.0])

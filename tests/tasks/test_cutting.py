@@ -11,7 +11,7 @@ from medrl.environment import Environment
 from medrl.geometry.boxes import iou
 from medrl.inference.cutting_walk import agreements, cut_along, decay, given_first, mask_box, static_box, true_box
 from medrl.rewards.cutting import CuttingBand
-from medrl.tasks.cutting import OBJECT_ACTIONS, STOP, CuttingTask
+from medrl.tasks.cutting import IMAGE, OBJECT_ACTIONS, STOP, CuttingTask
 
 
 class Everything(nn.Module):
@@ -154,7 +154,7 @@ def test_the_expert_takes_the_context_of_the_best_mask():
         assert task.expert(state)[0, 1] == best
 
 
-def test_gains_of_boxes_by_hand_and_none_of_contexts():
+def test_gains_of_boxes_and_contexts_by_hand():
     task = small_cutting_task(jitter=0.0)
     state = after(task, first(task), "stop")
     gains = task.action_gains(state)
@@ -162,7 +162,33 @@ def test_gains_of_boxes_by_hand_and_none_of_contexts():
     # [3, 4, 9, 10] and the truth [5, 4, 11, 10] share 24 of 48; after a shift of 0.6 to the right 27.6 of 44.4
     assert gains[0, 0].item() == pytest.approx(27.6 / 44.4 - 0.5, abs=1e-5)
     assert gains[0, STOP].item() == pytest.approx(0.01)
-    assert gains[0, 9:].tolist() == [0, 0, 0]
+    # after that move the context box ends at 10.2, 10.8 and 11.4: a column more of six, under the last one
+    assert gains[0, 9:].tolist() == pytest.approx([-1 / 6, 0, 0], abs=1e-5)
+    always = small_cutting_task(jitter=0.0, expert_context=2).action_gains(state)
+    assert always[0, 9:].tolist() == [-1, -1, 0]
+
+
+def test_the_expert_comes_back_from_elsewhere():
+    task = small_cutting_task(jitter=0.0, moves=99, expert_context=1)
+    state = after(task, first(task), "stop")._replace(box=torch.tensor([[16.0, 12.0, 22.0, 18.0]]))
+    # 11 to the right of and 8 below the square: a move of 0.6 to the left is 0.1 of a side of a way of 13.6 / 6
+    gain = (121 + 64) ** 0.5 / 6 - (10.4**2 + 64) ** 0.5 / 6
+    assert task.action_gains(state)[0, 1].item() == pytest.approx(0.5 * gain, abs=1e-5)
+    for _ in range(60):
+        state = task.advance(state, task.expert(state))
+    assert iou(state.box, task.cases.box[:1, int(state.frame)]).item() > 0.7
+
+
+def test_lost_episodes_start_anywhere():
+    task = small_cutting_task(lost=0.5, jitter=0.0)
+    case = torch.zeros(400, dtype=torch.int64)
+    state = task.initial(case, torch.Generator().manual_seed(0))
+    lost = ~task.cases.unpacked(state.mask).flatten(1).any(1)
+    assert 0.4 < float(lost.float().mean()) < 0.6
+    truth = task.cases.box[0, state.frame.long()]
+    assert torch.equal(state.box[~lost], truth[~lost])
+    assert (iou(state.box, truth)[lost] == 0).float().mean() > 0.4
+    assert torch.equal(state.known, task.cases.truth[0, state.frame.long()])
 
 
 def test_two_empty_masks_agree():
@@ -192,8 +218,34 @@ def test_the_policy_sees_where_the_mask_lies():
     seen = task.observe(state)
     # the mask's box is [5, 4, 11, 10] as far as the context reaches (10.8), the object box [3, 4, 9, 10]; times 4
     assert seen["vector"][0, :4].tolist() == pytest.approx([4 / 3, 0, 4 / 3, 0], abs=1e-5)
-    assert seen["image"].shape == (1, 5, 8, 8)
-    assert seen["image"][0, 3].amax() == 255
+    assert seen["image"].shape == (1, len(IMAGE), 8, 8)
+    assert seen["image"][0, IMAGE.index("mask")].amax() == 255
+    # the sides of the box are those of what was given, and so is the area of the mask
+    assert seen["vector"][0, 12:15].tolist() == pytest.approx([0, 0, 0], abs=0.1)
+
+
+def test_the_policy_sees_the_given_colours_far_away():
+    task = small_cutting_task(jitter=0.0, moves=99)
+    state = after(task, first(task), *["stop"] * 5, *["left"] * 5)
+    assert float(iou(state.box, task.cases.box[:1, 5])) == 0  # the box is where the object was
+    seen = task.observe(state)["image"][0].float()
+    far, mask = (seen[IMAGE.index(name)] for name in ("wide chance", "wide mask"))
+    # the object begins 10 to the right of where the box does, whose middle is that of the 8 cells of 30 pixels
+    assert far[3:5, :4].amax() < 20
+    assert far[3:5, 5:7].amax() > 50
+    assert mask.amax() == 0
+
+
+def test_what_was_given_is_remembered():
+    task = small_cutting_task(jitter=0.0)
+    state = after(task, first(task), *["stop"] * 3)
+    assert (int(state.given), int(state.frame)) == (0, 3)
+    assert torch.equal(state.known, task.cases.truth[:1, 0])
+    pair = task.pair(state)
+    assert pair.shape == (1, 10, 12, 12)
+    bright = pair[0, 0] > 0.75
+    assert pair[0, 9][bright].amin() > 0.9
+    assert pair[0, 9][pair[0, 0] < 0.1].amax() < 0.05
 
 
 def test_rules_of_boxes_and_decay():
@@ -216,11 +268,11 @@ def test_rules_of_boxes_and_decay():
 def test_states_are_small():
     state = given_first(small_cutting_task())
     size = sum(value[0].nelement() * value.element_size() for value in state)
-    assert size == 27 + 2 * 3 + 2 * 20 * 24 // 8
+    assert size == 29 + 2 * 3 + 3 * 20 * 24 // 8
 
 
 def test_a_cutter_is_frozen():
-    network = nn.Conv2d(8, 1, 1)
+    network = nn.Conv2d(10, 1, 1)
     CuttingTask(moving_squares(), cutter=network)
     assert not any(p.requires_grad for p in network.parameters())
     assert isinstance(BrightCutter(), nn.Module)
