@@ -61,10 +61,11 @@ def put(picture: np.ndarray, coat: np.ndarray, opaque: np.ndarray, box: np.ndarr
     """Stretch a coat over the whole pixels of a box of a picture (H, W, 3), in place."""
     left, top, right, bottom = np.round(box).astype(int)
     height, width = picture.shape[:2]
-    y, x = np.arange(max(top, 0), min(bottom, height)), np.arange(max(left, 0), min(right, width))
+    rows, columns = slice(max(top, 0), max(0, min(bottom, height))), slice(max(left, 0), max(0, min(right, width)))
+    y, x = np.arange(rows.start, rows.stop), np.arange(columns.start, columns.stop)
     row, column = (y - top) * CELLS // max(1, bottom - top), (x - left) * CELLS // max(1, right - left)
     at = np.ix_(row, column)
-    part = picture[y[:1].sum() : y[:1].sum() + len(y), x[:1].sum() : x[:1].sum() + len(x)]
+    part = picture[rows, columns]
     part[opaque[at]] = coat[at][opaque[at]]
 
 
