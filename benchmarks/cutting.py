@@ -5,11 +5,12 @@
 
 Procedural videos of 64 x 64 pixels: 400 to train on (seed 1), 40 to choose the best weights of a training by (seed 2),
 60 to test (seed 3), nothing is chosen by these.  The cutter is trained once, supervised, and frozen.  For every seed of
-the agent: a clone of the greedy expert, the clone improved by PPO with the band reward, by PPO with the IoU that every
-frame ends with, and (``--controls`` seeds) by PPO with the band's rewards of other rows, which must not help, with its
-last weights.  What is in ``MODELS`` is used again.  J is the mean IoU over the frames after the first, decay the mean
-of its first quarter less that of its last; intervals are 95 %, by Student's t over seeds, or over videos where nothing
-has a seed.
+the agent: a clone of the greedy expert, the clone improved by PPO with the band reward, and by PPO with the IoU that
+every frame ends with.  Controls of ``--controls`` seeds, their last weights: the clone improved by PPO with the band's
+rewards of other rows, which must not help; PPO without a clone, of twice the updates, with the band's rewards and with
+those of other rows.  What is in ``MODELS`` is used again.  J is the mean IoU over the frames after the first, decay the
+mean of its first quarter less that of its last; intervals are 95 %, by Student's t over seeds, or over videos where
+nothing has a seed.
 
 ``--data`` is a folder of sequences with masks of all frames, such as DAVIS 2016: four folds of sequences that neither
 the cutter nor the policy has seen; the cutter is tuned on the others, beside synthetic videos, and so is the policy if
@@ -60,6 +61,7 @@ REPEATED = 4  # times a sequence is among those to tune a cutter on; as many syn
 LOST = 0.15  # share of episodes that start with a box anywhere
 CLONE, SHUFFLED, AGENT = "cloning alone", "cloning, then PPO, shuffled reward", "cloning, then PPO"
 FRAMES = "cloning, then PPO for what frames end with"
+ALONE, ALONE_SHUFFLED = "PPO without cloning", "PPO without cloning, shuffled reward"
 
 
 def tasks(training: VideoCases, held: VideoCases, cutter: nn.Module) -> tuple[CuttingTask, CuttingTask]:
@@ -169,7 +171,7 @@ def procedural(
     show(rows)
     for seed in range(seeds):
         first = nn.Identity()
-        for name in (CLONE, AGENT, FRAMES, SHUFFLED)[: 4 if seed < controls else 3]:
+        for name in (CLONE, AGENT, FRAMES, *((SHUFFLED, ALONE, ALONE_SHUFFLED) if seed < controls else ())):
             path = models / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}.pt"
             network: nn.Module = policy_for(task)
             if path.exists():
@@ -180,8 +182,12 @@ def procedural(
                 network = reinforce(task, first, updates=updates[2], seed=seed, validation=validation)
             elif name == FRAMES:
                 network = reinforce_frames(task, first, updates=updates[2], seed=seed, validation=validation)
-            else:
+            elif name == SHUFFLED:
                 network = reinforce(task, first, updates=updates[2], seed=seed, reward=Shuffled(CuttingBand(), seed))
+            else:
+                torch.manual_seed(seed)
+                reward = CuttingBand() if name == ALONE else Shuffled(CuttingBand(), seed)
+                network = reinforce(task, policy_for(task), updates=2 * updates[2], seed=seed, reward=reward)
             torch.save(network.state_dict(), path)
             first = network if name == CLONE else first
             rows.setdefault(name, []).append(summary(look(test, network)))
@@ -306,7 +312,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file of all figures")
     parser.add_argument("--data", type=Path, help="folder of sequences with masks, such as DAVIS 2016")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--controls", type=int, default=1, help="seeds that get a control with shuffled rewards, too")
+    parser.add_argument("--controls", type=int, default=3, help="seeds that get controls, too")
     parser.add_argument("--cases", type=int, nargs=3, default=(400, 40, 60), help="to train, to validate, to test")
     parser.add_argument(
         "--updates", type=int, nargs=3, default=(5000, 60, 60), help="of the cutter, of cloning, of PPO"

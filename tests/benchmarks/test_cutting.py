@@ -45,6 +45,7 @@ def test_the_whole_on_tiny_videos(cutting, tmp_path, monkeypatch, capsys):
     figures = json.loads((tmp_path / "out.json").read_text())
     rows = figures["procedural"]
     assert len(rows["cloning, then PPO"]) == len(rows["cloning, then PPO, shuffled reward"]) == 2
+    assert len(rows["PPO without cloning"]) == len(rows["PPO without cloning, shuffled reward"]) == 2
     assert 0 <= rows["true box, context 0.4"][0]["J"] <= 1
     left_out = figures["sequences"]["tuned cutter: cloning, then PPO, tuned"][1]
     assert sorted(left_out["J of"]) == ["phantom_000", "phantom_001", "phantom_002"]
