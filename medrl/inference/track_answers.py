@@ -46,22 +46,26 @@ def looking_back(
     """
     together, frame = _together(written), _frames(written)
     count, names = _count(together), together.names
-    # (T, objects, ...): every object's own row of time
-    place = frame * count + names
+    if count == 0:
+        return at_once(written, videos, confirm=confirm)
+    # (ages, objects, ...): everybody from its own first frame on, so that a long video costs what its tracks last
+    first = frame.new_full((count,), len(written)).scatter_reduce(0, names, frame, "amin")
+    age = frame - first[names]
+    ages, place = int(age.max()) + 1, age * count + names
 
     def spread(value: Tensor, empty: Any = 0) -> Tensor:
-        table = torch.full((len(written) * count, *value.shape[1:]), empty, dtype=value.dtype, device=value.device)
-        return table.index_copy(0, place, value).unflatten(0, (len(written), count))
+        table = torch.full((ages * count, *value.shape[1:]), empty, dtype=value.dtype, device=value.device)
+        return table.index_copy(0, place, value).unflatten(0, (ages, count))
 
     taken, alive = spread(together.taken, False), spread(torch.ones_like(together.taken), False)
     motion = Motion(spread(together.mean), spread(together.covariance))
     if not still:
         motion = smooth(motion, Motion(spread(together.ahead_mean), spread(together.ahead_covariance)), alive)
-    time = torch.arange(len(written), device=place.device)[:, None]
+    time = torch.arange(ages, device=place.device)[:, None]
     last = torch.where(taken, time, -1).cummax(0).values
-    after = torch.where(taken, time, len(written)).flip(0).cummin(0).values.flip(0)
+    after = torch.where(taken, time, ages).flip(0).cummin(0).values.flip(0)
     between = taken | (after - last <= fill + 1)
-    shown = torch.where(after < len(written), between, spread(together.shown, False) & (time - last <= tail))
+    shown = torch.where(after < ages, between, spread(together.shown, False) & (time - last <= tail))
     kept = (shown & (taken.sum(0) >= confirm)).flatten()[place]
     box = box_of(Motion(*(part.flatten(0, 1)[place] for part in motion)))
     return _boxes(together, box, kept, frame, videos)

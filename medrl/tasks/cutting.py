@@ -29,7 +29,7 @@ CHANGES = torch.tensor(
      [0, 0, 0, 1], [0, 0, 0, 0]], dtype=torch.float32,
 )  # fmt: skip
 WINDOW, WIDE = 2.0, 5.0  # sides of what the policy sees, in sides of the object box
-NEARER = 0.5
+NEARER = 0.5  # what a box that misses the object gains by a side of its own nearer, in IoU
 SMALLEST = 3.0  # side of an object box in canvas pixels
 IMAGE = ("red", "green", "blue", "chance", "mask", "mask before", "wide chance", "wide mask")
 

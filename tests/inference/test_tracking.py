@@ -175,6 +175,21 @@ def test_looking_back_fills_gaps_and_ends_with_the_last_detection():
     np.testing.assert_allclose(middle, (180, 50, 200, 90), atol=2.5)
 
 
+def test_looking_back_at_one_who_came_late():
+    """Ages are counted from everybody's own first frame; what comes out does not depend on when that was."""
+    way = [(t, 100 + 8 * t, 50) for t in range(8)] + [(t, 100 + 8 * t, 50) for t in range(11, 14)]
+    other = [(t, 400, 250) for t in range(30)]
+    tracker = Tracker(Overlap(overlap=0.2, patience=6), MotionNoise(speed=0.3), fill=4, tail=0)
+    boxes = []
+    for delay in (0, 9):
+        found = tracker.track(scene(*[(t + delay, *place) for t, *place in way], *other))
+        mine = found.box[:, 1] < 150
+        assert found.frame[mine].tolist() == list(range(delay, delay + 14))
+        assert found.frame[~mine].tolist() == list(range(30))
+        boxes.append(found.box[mine])
+    np.testing.assert_allclose(*boxes, atol=1e-3)
+
+
 def test_looking_back_is_nearer():
     generator = np.random.default_rng(0)
     truth = np.array([[100 + 3 * t, 60 + t, 130 + 3 * t, 130 + t] for t in range(40)], np.float32)
